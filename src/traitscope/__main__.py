@@ -1,0 +1,3 @@
+from traitscope.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""What a run comes down to: one number per generation and trait, and whether it worked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from traitscope.captures.files import committed_shards, read_frozen_plan, read_retries, read_sessions
+from traitscope.captures.reading import Run
+from traitscope.suite.tokens import content_mask
+
+
+def mean_z(run: Run) -> pl.DataFrame:
+    """Mean z at each trait's readout over the content tokens of every response.
+
+    Returns one row per generation that has content, with a column per trait (null where it was not asked).
+    """
+    frames = []
+    for trait in run.traits:
+        scored = run.score(trait, "readout", z=True)
+        content = content_mask(*(scored[name].to_list() for name in ("position", "phase", "role", "special")))
+        frames.append(
+            scored.filter(pl.Series(content))
+            .group_by("generation", maintain_order=True)
+            .agg(pl.col("z").mean().alias(trait))
+        )
+    generations = run.generations.select("generation").collect()
+    for frame in frames:
+        generations = generations.join(frame, on="generation", how="left", maintain_order="left")
+    return generations
+
+
+def summary_of(run: Run) -> list[dict[str, Any]]:
+    """One entry per capture, in the suite's order: experiment, prompt, status, response, mean z per trait."""
+    scores = {row["generation"]: row for row in mean_z(run).to_dicts()}
+    outcomes = {row["generation"]: row for row in run.generations.collect().to_dicts()}
+    asked = run.captures.collect().to_dicts()
+    messages = {
+        (row["experiment"], row["prompt_id"]): row["messages"]
+        for row in run.prompts.select("experiment", "prompt_id", "messages").collect().to_dicts()
+    }
+    entries = []
+    for capture in asked:
+        outcome = outcomes.get(capture["generation"], {"status": "missing", "error": None, "response": None})
+        means = scores.get(capture["generation"], {})
+        entries.append(
+            {
+                "experiment": capture["experiment"],
+                "prompt_id": capture["prompt_id"],
+                "sample": capture["sample"],
+                "generation": capture["generation"],
+                "prompt": messages[capture["experiment"], capture["prompt_id"]][-1]["content"],
+                "status": outcome["status"],
+                "error": outcome["error"],
+                "response": outcome["response"],
+                "mean_z": {trait: means.get(trait) for trait in capture["traits"]},
+            }
+        )
+    return entries
+
+
+def cost_of(run_dir: Path) -> dict[str, Any]:
+    """What the run cost over all its sessions, beside what was estimated. Seconds and bytes."""
+    plan, sessions = read_frozen_plan(run_dir), read_sessions(run_dir)
+    seconds: dict[str, float] = {}
+    for session in sessions:
+        for kind, spent in session["seconds"].items():
+            seconds[kind] = round(seconds.get(kind, 0.0) + spent, 3)
+    return {
+        "sessions": len(sessions),
+        "model_loads": sum(session["model_loads"] for session in sessions),
+        "seconds": seconds,
+        "peak_memory_bytes": max((session["peak_memory_bytes"] for session in sessions), default=None),
+        "estimated_seconds": plan["estimate"]["seconds"],
+        "shards": len(plan["shards"]) + len(read_retries(run_dir)),
+        "committed_shards": len(committed_shards(run_dir)),
+    }

@@ -1,0 +1,356 @@
+"""The command line: each command a thin call into one room. Heavy libraries are imported inside commands."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from traitscope.errors import InputError, TraitscopeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from traitscope.suite.file import LoadedSuite
+
+app = typer.Typer(
+    name="traitscope",
+    help="Trait scores for every token at every layer, in one pass over a suite of prompts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+traits_app = typer.Typer(no_args_is_help=True, help="Trait vectors: fit, list, show.", rich_markup_mode=None)
+app.add_typer(traits_app, name="traits")
+
+_DEFAULT_SUITE = "overnight"
+_DEFAULT_OUT = Path("runs")
+_PIPED_WIDTH = 140
+
+Model = Annotated[str | None, typer.Option(help="smollm2-135m, a hub id, a directory or a GGUF file.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+AutoOrNumber = Annotated[str, typer.Option(metavar="auto|N")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest response, in every experiment.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Out = Annotated[Path, typer.Option(help="Where run directories are made.")]
+AllowForeign = Annotated[bool, typer.Option(help="Accept and recalibrate vectors of another model.")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Run the code that comes with a hub model.")]
+RunDir = Annotated[Path, typer.Argument(help="A run directory.")]
+
+
+@app.command()
+def run(
+    suite: Annotated[str | None, typer.Argument(help="A suite file, or a built-in suite (overnight).")] = None,
+    model: Model = None,
+    out: Out = _DEFAULT_OUT,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: AutoOrNumber = "auto",
+    shard_size: AutoOrNumber = "auto",
+    max_new_tokens: MaxNewTokens = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run.")] = None,
+    retry_failed: Annotated[bool, typer.Option(help="With --resume: run failed generations again.")] = False,
+    deep: Annotated[bool, typer.Option(help="With --resume: check checksums, not only sizes.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+    allow_foreign: AllowForeign = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a suite in one pass, or go on with a run."""
+    width = _auto_or_number("--batch-size", batch_size)
+    per_shard = _auto_or_number("--shard-size", shard_size)
+    if dry_run:
+        _show_plan(suite or _DEFAULT_SUITE, model, max_new_tokens, device, dtype, width, as_json)
+        return
+    if resume is not None:
+        _resume(resume, suite, model, max_new_tokens, device, dtype, retry_failed=retry_failed, deep=deep)
+        _finish(resume, as_json)
+        return
+    if retry_failed or deep:
+        raise InputError("--retry-failed and --deep need --resume RUN_DIR")
+    loaded = _loaded_suite(suite or _DEFAULT_SUITE, model, max_new_tokens)
+    run_dir = _start(loaded, out, device, dtype, width, per_shard, allow_foreign, trust_remote_code)
+    _finish(run_dir, as_json)
+
+
+@app.command()
+def plan(
+    suite: Annotated[str, typer.Argument(help="A suite file, or a built-in suite.")] = _DEFAULT_SUITE,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: AutoOrNumber = "auto",
+    max_new_tokens: MaxNewTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a suite comes down to and what it will cost, without loading the model."""
+    _show_plan(suite, model, max_new_tokens, device, dtype, _auto_or_number("--batch-size", batch_size), as_json)
+
+
+@app.command()
+def capture(
+    prompts_file: Annotated[Path, typer.Option(help="A .txt, .jsonl, .csv or .parquet file.")],
+    traits: Annotated[str, typer.Option(help="Names or files, separated by commas.")],
+    model: Model = None,
+    out: Out = _DEFAULT_OUT,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: AutoOrNumber = "auto",
+    max_new_tokens: MaxNewTokens = None,
+    allow_foreign: AllowForeign = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Capture one prompt file without writing a suite."""
+    from traitscope.suite.file import Experiment, LoadedSuite, Suite
+
+    named = [name.strip() for name in traits.split(",") if name.strip()]
+    if not named:
+        raise InputError("--traits: name at least one trait")
+    experiment = Experiment(name=prompts_file.stem or "capture", prompts=str(prompts_file.absolute()))
+    suite = Suite(name="capture", traits=named, experiments=[experiment])
+    loaded = LoadedSuite(suite, Path()).with_overrides(model=model, max_new_tokens=max_new_tokens)
+    width = _auto_or_number("--batch-size", batch_size)
+    run_dir = _start(loaded, out, device, dtype, width, None, allow_foreign, trust_remote_code)
+    _finish(run_dir, as_json)
+
+
+@app.command()
+def status(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Say where a run stands."""
+    from traitscope.run.status import print_status, run_status
+
+    found = run_status(run_dir)
+    if as_json:
+        _print_json(found)
+    else:
+        print_status(_stdout(), found)
+    if any(found["counts"].get(kind) for kind in ("failed", "too_long")):
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where the files go; it must not hold a suite yet.")],
+) -> None:
+    """Write the built-in suite and its prompt files, to edit."""
+    from traitscope.suite.file import built_in_suite_folder
+
+    source = built_in_suite_folder(_DEFAULT_SUITE)
+    files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    if standing := [file for file in files if (directory / file).exists()]:
+        raise InputError(f"{directory / standing[0]} exists already; choose another directory")
+    try:
+        for file in files:
+            (directory / file).parent.mkdir(parents=True, exist_ok=True)
+            (directory / file).write_bytes((source / file).read_bytes())
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written: {error.strerror}") from None
+    typer.echo(f"wrote {len(files)} files; edit them, then: traitscope run {directory / 'suite.yaml'}")
+
+
+@traits_app.command("fit")
+def traits_fit(
+    names: Annotated[list[str] | None, typer.Argument(help="Trait names or scenario files.")] = None,
+    all_traits: Annotated[bool, typer.Option("--all", help="Every trait of the library.")] = False,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option(help="Also write the vector files here.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Fit trait vectors on a model, or find them in the cache."""
+    from traitscope.model.embedded import EMBEDDED_NAME
+    from traitscope.model.loading import load_model
+    from traitscope.run.prepare import check_writable
+    from traitscope.run.progress import default_reporter, stage
+    from traitscope.run.summary import print_traits
+    from traitscope.traits.scenarios import library_names
+    from traitscope.traits.store import find_trait, vectors_for
+    from traitscope.traits.vectors import save_vectors
+
+    wanted = library_names() if all_traits else (names or [])
+    if not wanted:
+        raise InputError("traits fit: name a trait, or use --all")
+    references = [find_trait(name, Path()) for name in wanted]
+    if out is not None:
+        check_writable(out)
+        for reference in references:
+            if (out / f"{reference.name}.safetensors").exists():
+                raise InputError(f"{out / reference.name}.safetensors exists already; choose another directory")
+    reporter = default_reporter()
+    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    with reporter:
+        fitted = vectors_for(loaded, references, on_progress=stage(reporter, "texts"))
+    if out is not None:
+        for vectors in fitted:
+            save_vectors(vectors, out / f"{vectors.trait}.safetensors")
+    print_traits(_stdout(), fitted)
+
+
+@traits_app.command("list")
+def traits_list() -> None:
+    """List the traits of the library."""
+    from traitscope.run.summary import print_library
+
+    print_library(_stdout())
+
+
+@traits_app.command("show")
+def traits_show(
+    name: Annotated[str, typer.Argument(help="A trait, a scenario file or a vector file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show a trait's scenario set, or a vector file with what is known of its worth."""
+    from traitscope.run.summary import print_trait, trait_described
+    from traitscope.traits.store import find_trait
+
+    described = trait_described(find_trait(name, Path()))
+    if as_json:
+        _print_json(described)
+    else:
+        print_trait(_stdout(), described)
+
+
+@contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Without garbage collection, which costs a quarter of the time that torch and transformers take to import."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _loaded_suite(name: str, model: str | None, max_new_tokens: int | None) -> LoadedSuite:
+    from traitscope.suite.file import load_suite
+
+    return load_suite(name).with_overrides(model=model, max_new_tokens=max_new_tokens)
+
+
+def _start(
+    loaded: LoadedSuite,
+    out: Path,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    shard_size: int | None,
+    allow_foreign: bool,
+    trust_remote_code: bool,
+) -> Path:
+    with _quick_imports():
+        from traitscope.run.night import start_run
+        from traitscope.run.prepare import check_writable, prepare
+        from traitscope.run.progress import default_reporter
+
+        prepared = prepare(
+            loaded,
+            device=device,
+            dtype=dtype,
+            allow_foreign=allow_foreign,
+            trust_remote_code=trust_remote_code,
+        )
+        check_writable(out)
+    return start_run(
+        prepared,
+        out=out,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        allow_foreign=allow_foreign,
+        reporter=default_reporter(),
+    )
+
+
+def _resume(
+    run_dir: Path,
+    suite: str | None,
+    model: str | None,
+    max_new_tokens: int | None,
+    device: str,
+    dtype: str,
+    *,
+    retry_failed: bool,
+    deep: bool,
+) -> None:
+    from traitscope.run.night import resume_run
+    from traitscope.run.progress import default_reporter
+    from traitscope.run.same_inputs import refuse_other_inputs
+
+    refuse_other_inputs(run_dir, suite=suite, model=model, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
+    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=default_reporter())
+
+
+def _finish(run_dir: Path, as_json: bool) -> None:
+    from traitscope.run.summary import all_captured, print_summary, run_summary
+
+    summary = run_summary(run_dir)
+    if as_json:
+        _print_json(summary)
+    else:
+        print_summary(_stdout(), summary)
+    if not all_captured(summary):
+        raise typer.Exit(1)
+
+
+def _show_plan(
+    suite: str,
+    model: str | None,
+    max_new_tokens: int | None,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    with _quick_imports():
+        from traitscope.run.estimate import describe_plan
+        from traitscope.run.prepare import prepare
+        from traitscope.run.summary import print_plan
+
+        prepared = prepare(_loaded_suite(suite, model, max_new_tokens), device=device, dtype=dtype)
+        described = describe_plan(prepared, batch_size)
+    if as_json:
+        _print_json(described)
+    else:
+        print_plan(_stdout(), described)
+
+
+def _auto_or_number(option: str, value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise InputError(f"{option} {value!r}: use auto or a whole number above 0")
+    return int(value)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    piped = not sys.stdout.isatty()
+    return Console(width=_PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are one line on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except TraitscopeError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        sys.exit(130)

@@ -1,0 +1,31 @@
+"""The two ways in which traitscope stops: the input was wrong, or the run failed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TraitscopeError(Exception):
+    """Base of every error that is shown as one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class InputError(TraitscopeError):
+    """Something that the user gave is wrong; the message names it and the fix. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(TraitscopeError):
+    """A run that started could not go on; the message says what is safe. Exit code 1."""
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """A half sentence that offers the known names nearest to ``name``."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known)}" if known else "none are known"

@@ -1,0 +1,1 @@
+"""One loaded model and how it is read: loading, anatomy, decode, capture, replay."""

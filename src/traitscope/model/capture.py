@@ -1,0 +1,107 @@
+"""Projecting the residual stream onto all traits while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from traitscope.model.anatomy import Anatomy
+from traitscope.model.watch import watch
+
+
+@dataclass(frozen=True)
+class ReaderBank:
+    """The readers of several traits, as the forward pass needs them.
+
+    ``readers`` is ``[n_traits, n_checkpoints, d_model]`` float32; ``readouts`` holds the index of each trait's
+    readout checkpoint R.
+    """
+
+    traits: tuple[str, ...]
+    readers: torch.Tensor
+    readouts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.traits), len(self.readouts), self.readers.shape[0]}
+        if self.readers.dim() != 3 or len(sizes) != 1:
+            raise ValueError("readers must be [n_traits, n_checkpoints, d_model], one readout a trait")
+
+    def matrix(self) -> torch.Tensor:
+        """``[n_checkpoints, d_model, 2 * n_traits]``: each checkpoint's own readers, then those of R."""
+        at_readout = torch.stack([self.readers[i, r] for i, r in enumerate(self.readouts)])
+        own = self.readers.permute(1, 2, 0)
+        return torch.cat([own, at_readout.T.expand(own.shape[0], -1, -1)], dim=-1).contiguous()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a capture keeps of one generation, float32.
+
+    Attributes:
+        scores: ``[n_checkpoints, positions, n_traits]``, state · that checkpoint's reader.
+        at_readout: ``[n_checkpoints, positions, n_traits]``, state · reader of the trait's R.
+        norms: ``[n_checkpoints, positions]``, Euclidean norm of the state.
+    """
+
+    scores: np.ndarray
+    at_readout: np.ndarray
+    norms: np.ndarray
+
+    @property
+    def n_positions(self) -> int:
+        return self.norms.shape[1]
+
+    def writes(self) -> np.ndarray:
+        """``[n_checkpoints, positions, n_traits]``: row 0 is ``resid_pre.0 · reader_R``, the others the change
+        since the checkpoint before. Rows up to a trait's R sum to its score at R."""
+        return np.diff(self.at_readout, axis=0, prepend=np.float32(0.0))
+
+    @classmethod
+    def from_columns(cls, columns: np.ndarray) -> Trace:
+        """Split ``[n_checkpoints, positions, 2 * n_traits + 1]``, norms last, as ``ScoreCapture`` fills it."""
+        n_traits = (columns.shape[-1] - 1) // 2
+        return cls(columns[..., :n_traits], columns[..., n_traits:-1], columns[..., -1])
+
+
+class ScoreCapture:
+    """Projections of the forward pass that runs inside ``capturing``; no state of the stream is kept."""
+
+    def __init__(self, bank: ReaderBank, device: torch.device) -> None:
+        self._matrices = list(bank.matrix().to(device))
+        self._columns: list[torch.Tensor | None] = [None] * len(self._matrices)
+
+    def observe(self, checkpoint: int, state: torch.Tensor) -> None:
+        """Project one checkpoint's ``[tokens, d_model]``; products accumulate in float32."""
+        state = state.float()
+        matrix = self._matrices[checkpoint]
+        if matrix.device != state.device:
+            self._matrices[checkpoint] = matrix = matrix.to(state.device)
+        norms = torch.linalg.vector_norm(state, dim=-1, keepdim=True)
+        self._columns[checkpoint] = torch.cat([state @ matrix, norms], dim=-1)
+
+    def take(self) -> torch.Tensor:
+        """``[n_checkpoints, tokens, 2 * n_traits + 1]`` of the last forward pass, on the first one's device.
+
+        Raises:
+            RuntimeError: a checkpoint was not reached since the last call.
+        """
+        missing = [index for index, columns in enumerate(self._columns) if columns is None]
+        if missing:
+            raise RuntimeError(f"the forward pass did not reach checkpoints {missing}")
+        columns = [c for c in self._columns if c is not None]
+        self._columns = [None] * len(columns)
+        return torch.stack([c.to(columns[0].device) for c in columns])
+
+
+@contextmanager
+def capturing(
+    module: torch.nn.Module, anatomy: Anatomy, bank: ReaderBank, device: torch.device
+) -> Iterator[ScoreCapture]:
+    """Capture scores, writes and norms of every forward pass inside the block."""
+    capture = ScoreCapture(bank, device)
+    with watch(module, anatomy, capture.observe):
+        yield capture

@@ -1,0 +1,62 @@
+"""What a model's configuration alone tells of its size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of a model, known without its weights."""
+
+    n_parameters: int
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    n_kv_heads: int
+    d_head: int
+    vocab_size: int
+
+    def weight_bytes(self, itemsize: int) -> int:
+        return self.n_parameters * itemsize
+
+    def cache_bytes_per_token(self, itemsize: int) -> int:
+        """Keys and values of all layers for one token of one row."""
+        return 2 * self.n_layers * self.n_kv_heads * self.d_head * itemsize
+
+    def bytes_per_row(self, n_tokens: int, itemsize: int) -> int:
+        """Working memory of one row of a batch: cache (twice, as it grows by copying), one block's activations,
+        logits with their float32 copies."""
+        cache = 2 * n_tokens * self.cache_bytes_per_token(itemsize)
+        activations = n_tokens * (6 * self.d_model + 3 * self.d_mlp) * itemsize
+        return cache + activations + 4 * 4 * self.vocab_size
+
+
+def facts_of_config(config: Any) -> ModelFacts:
+    """Sizes from a transformers configuration; parameters are counted on a model without memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config)
+    return facts_of_module(module)
+
+
+def facts_of_module(module: Any) -> ModelFacts:
+    """Sizes of a model in memory."""
+    config = module.config.get_text_config()
+    n_heads = int(config.num_attention_heads)
+    d_model = int(config.hidden_size)
+    parameters = {id(parameter): parameter.numel() for parameter in module.parameters()}
+    d_mlp = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * d_model
+    return ModelFacts(
+        n_parameters=sum(parameters.values()),
+        n_layers=int(config.num_hidden_layers),
+        d_model=d_model,
+        d_mlp=int(d_mlp),
+        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
+        d_head=int(getattr(config, "head_dim", None) or d_model // n_heads),
+        vocab_size=int(config.vocab_size),
+    )

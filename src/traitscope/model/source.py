@@ -1,0 +1,112 @@
+"""Which model a name means, and what can be read of it without its weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from traitscope.errors import InputError
+from traitscope.model.embedded import EMBEDDED_NAME, embedded_directory
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    ``location`` is a hub id or a directory; ``gguf_file`` names the file in it when it is a GGUF model.
+    """
+
+    name: str
+    kind: Literal["embedded", "hub", "directory", "gguf"]
+    location: str
+    revision: str | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+
+    def pretrained_arguments(self) -> dict[str, Any]:
+        """The keyword arguments that every ``from_pretrained`` of this model takes."""
+        given: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if self.revision is not None:
+            given["revision"] = self.revision
+        if self.gguf_file is not None:
+            given["gguf_file"] = self.gguf_file
+        return given
+
+
+def find_source(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
+    """Tell what ``name`` means: the embedded model, a GGUF file, a directory or a hub id.
+
+    Raises:
+        InputError: a path that does not exist or holds no model, or no valid hub id.
+    """
+    if name == EMBEDDED_NAME:
+        return ModelSource(name, "embedded", EMBEDDED_NAME)
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"model {name}: a model file must end in .gguf; give a directory or a hub id")
+        return ModelSource(name, "gguf", str(path.parent.resolve()), gguf_file=path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"model {name}: the directory has no config.json, so it holds no saved model")
+        return ModelSource(name, "directory", str(path.resolve()), trust_remote_code=trust_remote_code)
+    if path.is_absolute() or name.startswith((".", "~")) or name.endswith(".gguf"):
+        raise InputError(f"model {name}: no such file or directory")
+    if not _HUB_ID.fullmatch(name):
+        raise InputError(f"model {name!r}: neither {EMBEDDED_NAME}, a path that exists, nor a hub id like owner/name")
+    return ModelSource(name, "hub", name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        InputError: it cannot be found or read.
+    """
+    from transformers import AutoTokenizer
+
+    with readable_errors(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(_location(source), **source.pretrained_arguments())
+
+
+def load_config(source: ModelSource) -> Any:
+    """The model's transformers configuration.
+
+    Raises:
+        InputError: it cannot be found or read.
+    """
+    from transformers import AutoConfig
+
+    with readable_errors(source, "configuration"):
+        return AutoConfig.from_pretrained(_location(source), **source.pretrained_arguments())
+
+
+def context_length(config: Any) -> int | None:
+    """How many tokens the model can read, or None when its configuration sets no limit."""
+    text_config = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        limit = getattr(text_config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+def _location(source: ModelSource) -> str:
+    return str(embedded_directory()) if source.kind == "embedded" else source.location
+
+
+@contextmanager
+def readable_errors(source: ModelSource, part: str) -> Iterator[None]:
+    """Turn what transformers and the hub raise for a model that is not there into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"model {source.name}: its {part} cannot be loaded: {reason}") from error

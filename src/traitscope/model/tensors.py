@@ -1,0 +1,34 @@
+"""Finding the residual stream's tensor among what a module receives and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+
+def wide_tensors(values: Any, d_model: int) -> Iterator[torch.Tensor]:
+    """Floating-point tensors ``[..., d_model]`` in a module's arguments or outputs, in order."""
+    if isinstance(values, torch.Tensor):
+        if values.is_floating_point() and values.dim() >= 2 and values.shape[-1] == d_model:
+            yield values
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from wide_tensors(value, d_model)
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from wide_tensors(value, d_model)
+
+
+def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Positional and keyword arguments as one tuple."""
+    return (*args, *kwargs.values())
+
+
+def nth_wide_tensor(values: Any, d_model: int, index: int) -> torch.Tensor | None:
+    """The ``index``-th of ``wide_tensors``, or None."""
+    for position, tensor in enumerate(wide_tensors(values, d_model)):
+        if position == index:
+            return tensor
+    return None

@@ -1,0 +1,1 @@
+"""A night of work: engine, shards, commit and resume, progress, summary."""

@@ -1,0 +1,168 @@
+"""Turning generations that are asked for into outcomes: one bad row stays one bad row."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from traitscope.model.capture import ReaderBank
+from traitscope.model.decode import Decoded, decode
+from traitscope.model.loading import LanguageModel
+from traitscope.model.replay import replay_scores
+from traitscope.model.sampling import Sampling
+from traitscope.run.tables import Captured, Outcome
+from traitscope.suite.rendering import Rendered
+from traitscope.suite.tokens import TokenDescriber
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GenerationTask:
+    """One generation as the engine needs it.
+
+    ``response_ids`` are given instead of generated when not None; ``seed`` is the row's own and None when
+    nothing is sampled; ``checkpoints`` are the indices to keep.
+    """
+
+    id: str
+    prompt: Rendered
+    response_ids: tuple[int, ...] | None
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int | None
+    traits: frozenset[str]
+    checkpoints: tuple[int, ...]
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.prompt.token_ids)
+
+    @property
+    def most_response_tokens(self) -> int:
+        return self.max_new_tokens if self.response_ids is None else len(self.response_ids)
+
+
+class Engine:
+    """Runs batches of generations on one model and one set of readers."""
+
+    def __init__(
+        self, model: LanguageModel, bank: ReaderBank, *, on_tokens: Callable[[int], None] = lambda _n: None
+    ) -> None:
+        self._model = model
+        self._bank = bank
+        self._on_tokens = on_tokens
+        self._describer = TokenDescriber(model.tokenizer)
+        self._widest: int | None = None
+
+    def run_batch(self, tasks: Sequence[GenerationTask]) -> list[Outcome]:
+        """Outcomes in the order of ``tasks``, which share their settings.
+
+        An exception splits the batch until the guilty row stands alone and is recorded as failed. When memory
+        runs out, the batch is halved, and later batches are no wider than what fitted.
+        """
+        width = self._widest or len(tasks)
+        outcomes: list[Outcome] = []
+        for start in range(0, len(tasks), width):
+            outcomes += self._run_or_split(tasks[start : start + width])
+        return outcomes
+
+    def _run_or_split(self, tasks: Sequence[GenerationTask]) -> list[Outcome]:
+        started = time.perf_counter()
+        try:
+            rows = self._rows(tasks)
+        except Exception as error:
+            if len(tasks) == 1:
+                return [_failed(tasks[0], _one_line(error), time.perf_counter() - started)]
+            problem = error if _is_out_of_memory(error) else None
+            log.warning("a batch of %d failed (%s); splitting it", len(tasks), _one_line(error))
+        else:
+            seconds = (time.perf_counter() - started) / len(tasks)
+            return [self._outcome(task, row, seconds) for task, row in zip(tasks, rows, strict=True)]
+        # Outside the handler, so that the failed attempt's tensors are released before the next one.
+        half = (len(tasks) + 1) // 2
+        if problem is not None:
+            self._widest = min(self._widest or half, half)
+            _release_memory()
+        return self._run_or_split(tasks[:half]) + self._run_or_split(tasks[half:])
+
+    def _rows(self, tasks: Sequence[GenerationTask]) -> list[Decoded]:
+        first = tasks[0]
+        if first.response_ids is not None:
+            return [self._replayed(task) for task in tasks]
+        return decode(
+            self._model,
+            [task.prompt.token_ids for task in tasks],
+            max_new_tokens=first.max_new_tokens,
+            sampling=first.sampling,
+            seeds=[task.seed or 0 for task in tasks],
+            bank=self._bank,
+            on_step=self._on_tokens,
+        )
+
+    def _replayed(self, task: GenerationTask) -> Decoded:
+        assert task.response_ids is not None
+        row = replay_scores(self._model, task.prompt.token_ids, task.response_ids, self._bank)
+        self._on_tokens(len(task.response_ids))
+        return row
+
+    def _outcome(self, task: GenerationTask, row: Decoded, seconds: float) -> Outcome:
+        assert row.trace is not None
+        n_positions = task.n_prompt + len(row.response_ids)
+        if row.trace.n_positions != n_positions:
+            return _failed(task, f"{row.trace.n_positions} positions were captured instead of {n_positions}", seconds)
+        if problem := self._not_finite(row):
+            return _failed(task, problem, seconds)
+        return Outcome(
+            generation=task.id,
+            status="ok",
+            prompt_tokens=task.n_prompt,
+            seed=task.seed,
+            seconds=seconds,
+            captured=Captured(
+                tokens=self._describer.rows(task.prompt, row.response_ids),
+                logprobs=row.logprobs,
+                trace=row.trace,
+                response=self._describer.response_text(row.response_ids),
+            ),
+            traits=task.traits,
+            checkpoints=task.checkpoints,
+        )
+
+    def _not_finite(self, row: Decoded) -> str | None:
+        assert row.trace is not None
+        bad = ~np.isfinite(row.trace.norms) | ~np.isfinite(row.trace.scores).all(axis=-1)
+        if bad.any():
+            checkpoint, position = np.argwhere(bad)[0]
+            name = self._model.anatomy.checkpoints[checkpoint].name
+            return f"the state at {name}, position {position}, is not finite; try dtype float32 or bfloat16"
+        if not np.isfinite(row.logprobs).all():
+            return f"the logits at response token {int(np.argmin(np.isfinite(row.logprobs)))} are not finite"
+        return None
+
+
+def _failed(task: GenerationTask, error: str, seconds: float) -> Outcome:
+    return Outcome(task.id, "failed", task.n_prompt, task.seed, seconds, error=error)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _release_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

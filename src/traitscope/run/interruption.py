@@ -1,0 +1,49 @@
+"""Ctrl-C: once to finish the shard in hand, twice to stop at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from traitscope.errors import TraitscopeError
+
+
+class Interrupted(TraitscopeError):
+    """The run was stopped by its user. Exit code 130, as for any program that ends on Ctrl-C."""
+
+    exit_code = 130
+
+
+class Interruption:
+    """Whether the user asked to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def listening(say: Callable[[str], None], resume_hint: str) -> Iterator[Interruption]:
+    """Listen for SIGINT and SIGTERM inside the block.
+
+    The first one sets ``asked``; the second one raises ``Interrupted`` wherever the program is.
+    """
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+
+    def on_signal(_signal: int, _frame: Any) -> None:
+        if interruption.asked:
+            raise Interrupted(f"stopped at once; the shard in hand is lost, all others are safe. {resume_hint}")
+        interruption.asked = True
+        say(f"stopping when the shard in hand is finished; again to stop at once. {resume_hint}")
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interruption
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,151 @@
+"""Telling a person what is going on: a live bar on a terminal, plain lines elsewhere, events in the run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY_SECONDS = 10.0
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration as people say it."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def human_bytes(count: float) -> str:
+    """A size as people say it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Reporter:
+    """Progress of one session, on stderr. Use it as a context manager; outside of it, it says lines only."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._live = self.console.is_terminal
+        self._progress: Progress | None = None
+        self._bar: TaskID | None = None
+        self._what, self._unit = "", ""
+        self._done, self._total = 0, 0
+        self._started = self._last_line = 0.0
+        self._note = ""
+
+    def say(self, line: str) -> None:
+        """One plain line."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def begin(self, what: str, total: int, unit: str, done: int = 0) -> None:
+        """A stage with ``total`` units of work, ``done`` of them before this session."""
+        self.end()
+        self._what, self._unit, self._total, self._done = what, unit, total, 0
+        self._started = self._last_line = time.monotonic()
+        self._note = ""
+        if self._live:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._bar = self._progress.add_task(what, total=total, completed=done, note="")
+            self._progress.start()
+        self._offset = done
+
+    def advance(self, count: int) -> None:
+        """``count`` units of the stage are done."""
+        self._done += count
+        now = time.monotonic()
+        if self._progress is not None and self._bar is not None:
+            self._progress.update(self._bar, advance=count, note=f"{self._rate(now)} {self._note}")
+        elif now - self._last_line >= _LINE_EVERY_SECONDS:
+            self._last_line = now
+            self.say(self._line(now))
+
+    def note(self, note: str) -> None:
+        """What stands beside the progress, e.g. how many generations are done."""
+        self._note = note
+
+    def end(self) -> None:
+        """The stage is over."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = self._bar = None
+
+    def _rate(self, now: float) -> str:
+        per_second = self._done / max(now - self._started, 1e-9)
+        return f"{per_second:.0f} {self._unit}/s"
+
+    def _line(self, now: float) -> str:
+        elapsed = now - self._started
+        left = (self._total - self._offset - self._done) * elapsed / max(self._done, 1)
+        share = (self._offset + self._done) / max(self._total, 1)
+        return f"{self._what}: {share:.0%}, {self._rate(now)}, about {human_seconds(left)} left {self._note}".rstrip()
+
+
+class EventLog:
+    """``events.jsonl``: for people; a line that cannot be written is no reason to stop."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / "events.jsonl"
+
+    def add(self, event: str, **values: Any) -> None:
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """The run's events; a torn last line is ignored."""
+    events = []
+    with suppress(OSError):
+        for line in (run_dir / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                events.append(json.loads(line))
+    return events
+
+
+def default_reporter() -> Reporter:
+    """A reporter on stderr."""
+    return Reporter(Console(file=sys.stderr))
+
+
+def stage(reporter: Reporter, unit: str) -> Callable[[str, int, int], None]:
+    """A callback ``(what, done, total)`` that shows one stage of work on ``reporter``."""
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        if done == 1:
+            reporter.begin(what, total, unit)
+        reporter.advance(1)
+
+    return on_progress

@@ -1,0 +1,254 @@
+"""The tables that a person reads when a command is done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from traitscope.captures.reading import open_run
+from traitscope.captures.summaries import cost_of, summary_of
+from traitscope.run.progress import human_bytes, human_seconds
+from traitscope.traits.scenarios import library_folder, library_names, load_scenarios
+from traitscope.traits.store import TraitReference
+from traitscope.traits.vectors import TraitVectors, load_vectors
+
+_MOST_ROWS = 60
+_RESPONSE_WIDTH, _PROMPT_WIDTH = 34, 30
+_NOTABLE_Z = 2.0
+
+
+def run_summary(run_dir: Path) -> dict[str, Any]:
+    """Everything that the summary shows, as plain values."""
+    run = open_run(run_dir)
+    captures = summary_of(run)
+    return {
+        "run": str(run_dir),
+        "counts": dict(Counter(capture["status"] for capture in captures)),
+        "traits": {
+            trait.trait: {"poles": list(trait.poles), "readout": trait.readout, "verdict": trait.verdict}
+            for trait in run.traits.values()
+        },
+        "captures": captures,
+        "cost": cost_of(run_dir),
+    }
+
+
+def all_captured(summary: Mapping[str, Any]) -> bool:
+    """Whether every capture that was asked for is there."""
+    return set(summary["counts"]) <= {"ok"}
+
+
+def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """The results, what did not work, and what it cost."""
+    console.print(_results_table(summary))
+    for capture in summary["captures"]:
+        if capture["status"] in ("failed", "too_long"):
+            line = f"{capture['status']}: {capture['experiment']}/{capture['prompt_id']}: {capture['error']}"
+            console.print(Text(line, style="red"))
+    for line in _cost_lines(summary):
+        console.print(Text(line))
+
+
+def _results_table(summary: Mapping[str, Any]) -> Table:
+    traits = list(summary["traits"])
+    captures = summary["captures"]
+    table = Table(
+        title="Mean z over the response at each trait's readout layer",
+        caption=_caption(summary["traits"], len(captures)),
+        caption_justify="left",
+    )
+    table.add_column("experiment", no_wrap=True)
+    table.add_column("prompt", max_width=_PROMPT_WIDTH, no_wrap=True, overflow="ellipsis")
+    table.add_column("response", max_width=_RESPONSE_WIDTH, no_wrap=True, overflow="ellipsis")
+    for trait in traits:
+        table.add_column(trait.replace("_", "\n"), justify="right", no_wrap=True)
+    previous = None
+    for capture in captures[:_MOST_ROWS]:
+        experiment = capture["experiment"] if capture["experiment"] != previous else ""
+        if experiment and previous is not None:
+            table.add_section()
+        previous = capture["experiment"]
+        table.add_row(
+            Text(experiment),
+            Text(one_line(capture["prompt"])),
+            Text(one_line(capture["response"] or f"({capture['status']})")),
+            *(_z_cell(capture["mean_z"].get(trait)) for trait in traits),
+        )
+    return table
+
+
+def _caption(traits: Mapping[str, Mapping[str, Any]], n_captures: int) -> str:
+    lines = []
+    if n_captures > _MOST_ROWS:
+        lines.append(f"{n_captures - _MOST_ROWS} more captures are in the run directory.")
+    for name, trait in traits.items():
+        positive, negative = trait["poles"]
+        lines.append(f"{name}: + {positive} / − {negative}; R = {trait['readout']}; {trait['verdict']}")
+    lines.append("z: 0 is the model's usual reply to everyday prompts, 1 its tokens' standard deviation.")
+    return "\n".join(lines)
+
+
+def _z_cell(z: float | None) -> Text:
+    if z is None:
+        return Text("–", style="dim")
+    return Text(f"{z:+.2f}", style="bold" if abs(z) >= _NOTABLE_Z else "")
+
+
+def one_line(text: str) -> str:
+    """Untrusted text without line breaks or control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
+    counts, cost = summary["counts"], summary["cost"]
+    n_captures = sum(counts.values())
+    seconds = cost["seconds"]
+    lines = [
+        f"captured {counts.get('ok', 0)} of {n_captures}"
+        f" ({counts.get('failed', 0)} failed, {counts.get('too_long', 0)} too long"
+        + (f", {counts['missing']} still missing" if counts.get("missing") else "")
+        + ")",
+        f"model loads: {cost['model_loads']}" + (f" in {cost['sessions']} sessions" if cost["sessions"] > 1 else ""),
+        "time: "
+        + ", ".join(
+            f"{kind} {human_seconds(seconds.get(kind, 0.0))}"
+            for kind in ("loading", "fitting", "timing", "generating", "writing")
+        ),
+        f"estimated at most {human_seconds(cost['estimated_seconds'])} of generation, "
+        f"took {human_seconds(seconds.get('generating', 0.0))}",
+    ]
+    if cost["peak_memory_bytes"]:
+        lines.append(f"peak memory: {human_bytes(cost['peak_memory_bytes'])}")
+    return [*lines, f"run directory: {summary['run']}"]
+
+
+def print_plan(console: Console, described: Mapping[str, Any]) -> None:
+    """A plan's counts and costs."""
+    sizes, old = described["bytes"], described["old_procedure"]
+    low, high = described["seconds"]
+    rows: Sequence[tuple[str, str]] = [
+        ("model", f"{described['model']}, {described['dtype']} on {described['device']}"),
+        ("prompts", described["template"]),
+        ("experiments", str(described["experiments"])),
+        ("captures asked for", str(described["captures"])),
+        ("distinct generations", _generations_cell(described)),
+        ("traits", ", ".join(described["traits"]) or "none"),
+        ("checkpoints", f"{described['checkpoints']} (fewer where a block has no resid_mid)"),
+        (
+            "tokens",
+            f"{described['prompt_tokens']} of prompts, at most {described['most_response_tokens']} of responses",
+        ),
+        ("batch width", str(described["batch_width"])),
+        (
+            "memory",
+            f"weights {human_bytes(sizes['weights'])}, cache at most {human_bytes(sizes['cache'])}, "
+            f"in all about {human_bytes(sizes['peak'])}",
+        ),
+        ("disk", f"at most about {human_bytes(sizes['disk'])}"),
+        (
+            "time",
+            f"{human_seconds(low)} to {human_seconds(high)} of generation "
+            "(a guess from this machine's matrix products; the run times itself)",
+        ),
+        (
+            "the old procedure",
+            f"{old['model_loads']} model loads and generations, {old['token_forwards']:,} token-forwards; "
+            f"here 1 load, {described['token_forwards']:,} token-forwards",
+        ),
+    ]
+    table = Table(title=f"Plan of {described['suite']}", show_header=False)
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    console.print(table)
+
+
+def _generations_cell(described: Mapping[str, Any]) -> str:
+    too_long = described["too_long"]
+    if not too_long:
+        return str(described["generations"])
+    return f"{described['generations']}, of which {len(too_long)} too long: {', '.join(too_long[:5])}"
+
+
+def print_library(console: Console) -> None:
+    """The traits that come with traitscope."""
+    table = Table(title="Traits of the library")
+    for column in ("trait", "+", "−", "pairs (train / dev / test)"):
+        table.add_column(column)
+    for name in library_names():
+        scenarios = load_scenarios(library_folder() / f"{name}.yaml")
+        splits = scenarios.splits
+        counts = f"{len(splits.train)} / {len(splits.dev)} / {len(splits.test)}"
+        table.add_row(name, scenarios.positive.name, scenarios.negative.name, counts)
+    console.print(table)
+
+
+def print_traits(console: Console, fitted: Sequence[TraitVectors]) -> None:
+    """What was fitted, with the evidence of the dev split beside it."""
+    table = Table(
+        title="Fitted vectors",
+        caption="AUROC on the dev split at R, all pairs / style-crossed pairs; nothing here is validated yet.",
+    )
+    for column in ("trait", "R", "reader", "mean difference", "verdict"):
+        table.add_column(column)
+    for vectors in fitted:
+        dev = vectors.origin.card.get("dev", {})
+        table.add_row(
+            vectors.trait,
+            vectors.readout_name,
+            _auroc_cell(dev.get("reader")),
+            _auroc_cell(dev.get("mean_difference")),
+            vectors.origin.verdict,
+        )
+    console.print(table)
+
+
+def _auroc_cell(evidence: Mapping[str, Any] | None) -> str:
+    if evidence is None:
+        return "–"
+    crossed = evidence.get("style_crossed_auroc")
+    return f"{evidence['auroc']:.2f} / {crossed:.2f}" if crossed is not None else f"{evidence['auroc']:.2f}"
+
+
+def trait_described(reference: TraitReference) -> dict[str, Any]:
+    """A trait's scenario set or vector file, as plain values."""
+    if reference.kind == "vectors":
+        vectors = load_vectors(reference.path)
+        return {
+            "trait": vectors.trait,
+            "description": vectors.description,
+            "poles": list(vectors.poles),
+            "readout": vectors.readout_name,
+            "checkpoints": len(vectors.checkpoints),
+            "d_model": vectors.reader.shape[1],
+            **asdict(vectors.origin),
+        }
+    scenarios = load_scenarios(reference.path)
+    return {
+        "trait": scenarios.name,
+        "description": scenarios.description,
+        "positive": f"{scenarios.positive.name}: {scenarios.positive.description}",
+        "negative": f"{scenarios.negative.name}: {scenarios.negative.description}",
+        "pairs": {split: len(getattr(scenarios.splits, split)) for split in ("train", "dev", "test")},
+        "style_crossed": {
+            split: sum(pair.crossed is not None for pair in getattr(scenarios.splits, split))
+            for split in ("train", "dev", "test")
+        },
+        "example": scenarios.splits.train[0].model_dump(exclude_none=True),
+    }
+
+
+def print_trait(console: Console, described: Mapping[str, Any], indent: str = "") -> None:
+    """Nested values, one a line."""
+    for name, value in described.items():
+        if isinstance(value, Mapping):
+            console.print(Text(f"{indent}{name}:"))
+            print_trait(console, value, indent + "  ")
+        else:
+            console.print(Text(f"{indent}{name}: {value}"), soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What to run: the suite file, prompt sets, rendering and the plan."""

@@ -1,0 +1,231 @@
+"""The suite file: what to run, as typed fields."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from traitscope.errors import InputError, near_names
+from traitscope.suite.layers import LayerSpec, layer_spec_problem
+from traitscope.yaml_file import read_model
+
+BUILT_IN_SUITES = ("overnight",)
+BASE_TEMPLATE = "{prompt}\n\n"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GenerationSettings(_Strict):
+    """How responses are generated."""
+
+    max_new_tokens: int = Field(50, ge=1, description="longest response, in tokens")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this probability")
+    top_k: int = Field(0, ge=0, description="keep this many of the likeliest tokens; 0 keeps all")
+    samples: int = Field(1, ge=1, description="responses per prompt")
+    seed: int = Field(0, description="with the prompt and the sample number it fixes what is sampled")
+
+    @model_validator(mode="after")
+    def _greedy_is_one_sample(self) -> GenerationSettings:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples {self.samples} with temperature 0 would all be equal; set a temperature above 0")
+        return self
+
+
+class GenerationOverrides(_Strict):
+    """The fields of ``generation`` that one experiment sets again."""
+
+    max_new_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    samples: int | None = Field(None, ge=1)
+    seed: int | None = None
+
+
+class ScoresCapture(_Strict):
+    """Scores, writes and norms."""
+
+    layers: LayerSpec = Field("all", description="layers whose checkpoints are kept")
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_have_a_form(cls, layers: LayerSpec) -> LayerSpec:
+        if problem := layer_spec_problem(layers):
+            raise ValueError(problem)
+        return layers
+
+
+class Capture(_Strict):
+    """What is kept of an experiment's generations."""
+
+    scores: ScoresCapture = ScoresCapture()
+    internals: Any = Field(None, description="not available yet")
+
+    @field_validator("internals")
+    @classmethod
+    def _no_internals_yet(cls, internals: Any) -> Any:
+        if internals is not None:
+            raise ValueError("this version cannot open layers yet; remove the key")
+        return internals
+
+
+class PromptItem(_Strict):
+    """One prompt that is written in the suite itself or in a line of a .jsonl file."""
+
+    id: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+    response: str | None = Field(None, description="given text to score instead of a generation")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> PromptItem:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class _Shared(_Strict):
+    system: str | None = Field(None, description="system prompt")
+    template: dict[str, Any] = Field({}, description="arguments for the chat template")
+    base_template: str = Field(BASE_TEMPLATE, description="how a model without chat template is prompted")
+    traits: list[str] = Field([], description="names, scenario files (.yaml) or vector files (.safetensors)")
+
+    @field_validator("base_template")
+    @classmethod
+    def _holds_the_prompt(cls, base_template: str) -> str:
+        if "{prompt}" not in base_template:
+            raise ValueError("must contain {prompt}")
+        return base_template
+
+
+class Experiment(_Shared):
+    """A set of prompts and what to keep of them; fields of the suite may be set again."""
+
+    name: str
+    prompts: str | list[str | PromptItem]
+    generation: GenerationOverrides = GenerationOverrides()
+    expect: dict[str, Literal["high", "low"]] = {}
+    capture: Capture = Capture()
+    steer: Any = Field(None, description="not available yet")
+
+    @field_validator("steer")
+    @classmethod
+    def _no_steering_yet(cls, steer: Any) -> Any:
+        if steer is not None:
+            raise ValueError("this version cannot steer yet; remove the key")
+        return steer
+
+
+class Suite(_Shared):
+    """A suite file."""
+
+    name: str
+    model: str = "smollm2-135m"
+    revision: str | None = Field(None, description="revision of a Hugging Face model")
+    generation: GenerationSettings = GenerationSettings()
+    experiments: list[Experiment] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError("use letters, digits, dots, dashes and underscores: it names the run directory")
+        return name
+
+    @model_validator(mode="after")
+    def _experiments_are_complete(self) -> Suite:
+        names = [experiment.name for experiment in self.experiments]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two experiments are named {repeated[0]!r}")
+        for experiment in self.experiments:
+            if not (experiment.traits or self.traits):
+                raise ValueError(f"experiment {experiment.name!r} has no traits; list them under traits")
+        return self
+
+
+@dataclass(frozen=True)
+class LoadedSuite:
+    """A suite and the folder that its relative paths start from."""
+
+    suite: Suite
+    folder: Path
+
+    def settings(self, experiment: Experiment) -> GenerationSettings:
+        """The suite's generation settings with the experiment's on top.
+
+        Raises:
+            InputError: together they make no sense.
+        """
+        merged = {
+            **self.suite.generation.model_dump(),
+            **experiment.generation.model_dump(exclude_none=True),
+        }
+        try:
+            return GenerationSettings.model_validate(merged)
+        except pydantic.ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InputError(f"suite, experiment {experiment.name}, generation: {message}") from None
+
+    def shared(self, experiment: Experiment, field: str) -> Any:
+        """``system``, ``template``, ``base_template`` or ``traits`` as it holds for the experiment."""
+        owner = experiment if field in experiment.model_fields_set else self.suite
+        return getattr(owner, field)
+
+    def resolved(self) -> dict[str, Any]:
+        """The suite with every default written out and every experiment complete in itself; it can be loaded
+        again."""
+        described = self.suite.model_dump(mode="json")
+        for experiment, entry in zip(self.suite.experiments, described["experiments"], strict=True):
+            entry["generation"] = self.settings(experiment).model_dump(mode="json")
+            for field in ("system", "template", "base_template", "traits"):
+                entry[field] = self.shared(experiment, field)
+        return described
+
+    def with_overrides(self, *, model: str | None = None, max_new_tokens: int | None = None) -> LoadedSuite:
+        """The suite with what the command line sets on top, in every experiment."""
+        changes: dict[str, Any] = {}
+        if model is not None:
+            changes["model"] = model
+        if max_new_tokens is not None:
+            updated = {"max_new_tokens": max_new_tokens}
+            changes["generation"] = self.suite.generation.model_copy(update=updated)
+            changes["experiments"] = [
+                e.model_copy(update={"generation": e.generation.model_copy(update=updated)})
+                for e in self.suite.experiments
+            ]
+        return LoadedSuite(self.suite.model_copy(update=changes), self.folder)
+
+
+def built_in_suite_folder(name: str) -> Path:
+    """The folder with a built-in suite's files."""
+    return Path(str(resources.files("traitscope.suite") / "builtin" / name))
+
+
+def load_suite(name_or_path: str) -> LoadedSuite:
+    """A built-in suite by name, or a suite file.
+
+    Raises:
+        InputError: no such suite, or the file is wrong; names file, line and key.
+    """
+    if name_or_path in BUILT_IN_SUITES and not Path(name_or_path).is_file():
+        path = built_in_suite_folder(name_or_path) / "suite.yaml"
+    else:
+        path = Path(name_or_path)
+        if path.is_dir():
+            path = path / "suite.yaml"
+        if not path.exists() and path.suffix not in (".yaml", ".yml"):
+            raise InputError(
+                f"suite {name_or_path}: no such file and no built-in suite; "
+                + near_names(name_or_path, BUILT_IN_SUITES)
+            )
+    return LoadedSuite(read_model(path, Suite, "suite"), path.parent)

@@ -1,0 +1,189 @@
+"""What a suite comes down to: every prompt rendered once, equal generations merged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from traitscope.errors import InputError
+from traitscope.suite.file import Experiment, GenerationSettings, LoadedSuite
+from traitscope.suite.layers import LayerSpec, select_layers
+from traitscope.suite.prompts import Message, Prompt, read_prompts
+from traitscope.suite.rendering import PromptStyle, Rendered, render, tokenise_response
+
+
+@dataclass(frozen=True)
+class GenerationKey:
+    """What makes two generations the same. Settings that greedy decoding never reads are left out."""
+
+    token_ids: tuple[int, ...]
+    response_ids: tuple[int, ...] | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    sample: int
+
+    def identity(self, model_fingerprint: str) -> str:
+        """Twenty hexadecimal digits: the generation's id under this model."""
+        described = json.dumps([model_fingerprint, *(list(v) if isinstance(v, tuple) else v for v in self._values())])
+        return hashlib.sha256(described.encode()).hexdigest()[:20]
+
+    def _values(self) -> tuple[Any, ...]:
+        return (
+            self.token_ids,
+            self.response_ids,
+            self.max_new_tokens,
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            self.seed,
+            self.sample,
+        )
+
+
+@dataclass
+class PlannedGeneration:
+    """One generation and everything that the suite asks of it."""
+
+    key: GenerationKey
+    prompt: Rendered
+    messages: tuple[Message, ...]
+    status: Literal["planned", "too_long"]
+    captures: list[PlannedCapture] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.prompt.token_ids)
+
+    @property
+    def most_response_tokens(self) -> int:
+        given = self.key.response_ids
+        return self.key.max_new_tokens if given is None else len(given)
+
+    @property
+    def traits(self) -> set[str]:
+        return {trait for capture in self.captures for trait in capture.traits}
+
+    def layers(self, n_layers: int, readout_layer: Callable[[str], int]) -> frozenset[int]:
+        """The layers that any of its captures asks for."""
+        return frozenset().union(*(capture.resolved_layers(n_layers, readout_layer) for capture in self.captures))
+
+
+@dataclass(frozen=True)
+class PlannedCapture:
+    """One thing that an experiment asks: scores of one sample of one prompt."""
+
+    experiment: str
+    prompt_id: str
+    sample: int
+    generation: PlannedGeneration
+    layers: LayerSpec
+    traits: tuple[str, ...]
+
+    def resolved_layers(self, n_layers: int, readout_layer: Callable[[str], int]) -> frozenset[int]:
+        """The absolute layers; ``readout`` means the readout layers of the experiment's traits."""
+        return select_layers(self.layers, n_layers, [readout_layer(trait) for trait in self.traits])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole suite, rendered and merged. No weights are needed to make it."""
+
+    captures: tuple[PlannedCapture, ...]
+    generations: tuple[PlannedGeneration, ...]
+    traits: tuple[str, ...]
+
+    @property
+    def runnable(self) -> list[PlannedGeneration]:
+        return [generation for generation in self.generations if generation.status == "planned"]
+
+    @property
+    def too_long(self) -> list[PlannedGeneration]:
+        return [generation for generation in self.generations if generation.status == "too_long"]
+
+
+def make_plan(
+    loaded: LoadedSuite,
+    tokenizer: Any,
+    *,
+    trait_name: Callable[[str], str],
+    n_layers: int,
+    context_length: int | None,
+) -> Plan:
+    """Read all prompts, render each once and merge what is equal.
+
+    Args:
+        trait_name: turns a trait reference of the suite (name or path) into its name.
+        context_length: prompts that leave no room for the longest response within it are ``too_long``.
+
+    Raises:
+        InputError: anything that can be known to be wrong before a model is loaded.
+    """
+    merged: dict[GenerationKey, PlannedGeneration] = {}
+    captures: list[PlannedCapture] = []
+    for experiment in loaded.suite.experiments:
+        traits = tuple(dict.fromkeys(trait_name(t) for t in loaded.shared(experiment, "traits")))
+        _check_experiment(experiment, traits, n_layers)
+        settings = loaded.settings(experiment)
+        style = PromptStyle(*(loaded.shared(experiment, f) for f in ("system", "template", "base_template")))
+        for prompt in read_prompts(experiment, loaded.folder):
+            rendered = render(tokenizer, prompt.messages, style)
+            response = None if prompt.response is None else tokenise_response(tokenizer, prompt.response)
+            for key in _keys(rendered, response, settings):
+                generation = merged.setdefault(key, _planned(key, rendered, prompt, context_length))
+                capture = PlannedCapture(
+                    experiment.name,
+                    prompt.id,
+                    key.sample,
+                    generation,
+                    experiment.capture.scores.layers,
+                    traits,
+                )
+                generation.captures.append(capture)
+                captures.append(capture)
+    all_traits = tuple(dict.fromkeys(trait for capture in captures for trait in capture.traits))
+    return Plan(tuple(captures), tuple(merged.values()), all_traits)
+
+
+def _check_experiment(experiment: Experiment, traits: Sequence[str], n_layers: int) -> None:
+    try:
+        select_layers(experiment.capture.scores.layers, n_layers, [])
+    except InputError as error:
+        raise InputError(f"suite, experiment {experiment.name}, capture.scores.layers: {error}") from None
+    for expected in experiment.expect:
+        if expected not in traits:
+            raise InputError(
+                f"suite, experiment {experiment.name}, expect: {expected} is not among its traits ({', '.join(traits)})"
+            )
+
+
+def _keys(rendered: Rendered, response: tuple[int, ...] | None, settings: GenerationSettings) -> list[GenerationKey]:
+    if response is not None:
+        return [GenerationKey(rendered.token_ids, response, 0, 0.0, 1.0, 0, 0, 0)]
+    if settings.temperature == 0:
+        return [GenerationKey(rendered.token_ids, None, settings.max_new_tokens, 0.0, 1.0, 0, 0, 0)]
+    return [
+        GenerationKey(
+            rendered.token_ids,
+            None,
+            settings.max_new_tokens,
+            settings.temperature,
+            settings.top_p,
+            settings.top_k,
+            settings.seed,
+            sample,
+        )
+        for sample in range(settings.samples)
+    ]
+
+
+def _planned(key: GenerationKey, rendered: Rendered, prompt: Prompt, context_length: int | None) -> PlannedGeneration:
+    generation = PlannedGeneration(key, rendered, prompt.messages, "planned")
+    if context_length is not None and generation.n_prompt + generation.most_response_tokens > context_length:
+        generation.status = "too_long"
+    return generation

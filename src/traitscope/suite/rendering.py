@@ -1,0 +1,123 @@
+"""From messages to token ids, once; and what every token is: its role, its turn, special or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from traitscope.errors import InputError
+from traitscope.suite.prompts import Message
+
+_PROBE_TEXT = "a"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt as the model reads it.
+
+    ``roles`` and ``turns`` say of each token which message it comes from; tokens that the template wrote have
+    the role ``template`` and no turn. Both are None where the rendered text does not show a message.
+    """
+
+    token_ids: tuple[int, ...]
+    roles: tuple[str | None, ...]
+    turns: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How prompts are put to the model: system prompt, chat template arguments, form for base models."""
+
+    system: str | None
+    template: dict[str, Any]
+    base_template: str
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def render(tokenizer: Any, messages: Sequence[Message], style: PromptStyle) -> Rendered:
+    """Render messages with the chat template and its generation prompt, or with the base model's form.
+
+    The text is tokenised without adding special tokens again; there is exactly one BOS where the tokenizer
+    puts one in front of plain text.
+
+    Raises:
+        InputError: the chat template refuses these messages.
+    """
+    if style.system is not None and all(message["role"] != "system" for message in messages):
+        messages = [{"role": "system", "content": style.system}, *messages]
+    text = _chat_text(tokenizer, messages, style) if has_chat_template(tokenizer) else _base_text(messages, style)
+    ids, offsets = _tokenise(tokenizer, text)
+    roles, turns = _origins(text, offsets, messages, len(ids))
+    ids, roles, turns = _with_one_bos(tokenizer, ids, roles, turns)
+    return Rendered(tuple(ids), tuple(roles), tuple(turns))
+
+
+def tokenise_response(tokenizer: Any, response: str) -> tuple[int, ...]:
+    """Token ids of a response that is given rather than generated, without special tokens."""
+    return tuple(tokenizer(response, add_special_tokens=False)["input_ids"])
+
+
+def _chat_text(tokenizer: Any, messages: Sequence[Message], style: PromptStyle) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, **style.template
+        )
+    except Exception as error:  # templates raise what they like
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"the chat template refuses a prompt: {reason}") from error
+
+
+def _base_text(messages: Sequence[Message], style: PromptStyle) -> str:
+    prompt = "\n\n".join(message["content"] for message in messages)
+    return style.base_template.replace("{prompt}", prompt)
+
+
+def _tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+    if getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]), None
+
+
+def _origins(
+    text: str, offsets: list[tuple[int, int]] | None, messages: Sequence[Message], n_tokens: int
+) -> tuple[list[str | None], list[int | None]]:
+    spans = _message_spans(text, messages)
+    if offsets is None or spans is None:
+        return [None] * n_tokens, [None] * n_tokens
+    roles: list[str | None] = ["template"] * n_tokens
+    turns: list[int | None] = [None] * n_tokens
+    for token, (start, end) in enumerate(offsets):
+        for turn, (first, last) in enumerate(spans):
+            if start < last and end > first:
+                roles[token], turns[token] = messages[turn]["role"], turn
+                break
+    return roles, turns
+
+
+def _message_spans(text: str, messages: Sequence[Message]) -> list[tuple[int, int]] | None:
+    """Where each message's content stands in the text, or None if the template changed one of them."""
+    spans, after = [], 0
+    for message in messages:
+        content = message["content"].strip()
+        start = text.find(content, after)
+        if start < 0:
+            return None
+        after = start + len(content)
+        spans.append((start, after))
+    return spans
+
+
+def _with_one_bos(
+    tokenizer: Any, ids: list[int], roles: list[str | None], turns: list[int | None]
+) -> tuple[list[int], list[str | None], list[int | None]]:
+    bos = getattr(tokenizer, "bos_token_id", None)
+    plain = tokenizer(_PROBE_TEXT)["input_ids"]
+    if bos is None or not plain or plain[0] != bos:
+        return ids, roles, turns
+    n_bos = next((n for n, token in enumerate(ids) if token != bos), len(ids))
+    return [bos, *ids[n_bos:]], ["template", *roles[n_bos:]], [None, *turns[n_bos:]]

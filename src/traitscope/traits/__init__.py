@@ -1,0 +1,1 @@
+"""Directions and their evidence: scenario sets, fitting, calibration, the vector file."""

@@ -1,0 +1,95 @@
+"""What is an ordinary score: the model's own greedy replies to neutral prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from traitscope.model.capture import ReaderBank, Trace
+from traitscope.model.decode import decode
+from traitscope.model.loading import LanguageModel
+from traitscope.model.sampling import Sampling
+from traitscope.suite.rendering import PromptStyle, Rendered, render
+from traitscope.suite.tokens import TokenDescriber
+from traitscope.traits.scenarios import NeutralPrompts
+from traitscope.traits.vectors import Calibration
+
+NEUTRAL_TOKENS = 50
+_BATCH = 16
+_LEAST_DEVIATION = 1e-12
+
+
+@dataclass(frozen=True)
+class _Reply:
+    trace: Trace
+    last_prompt_position: int
+    content: np.ndarray
+
+
+def calibrate(
+    model: LanguageModel,
+    bank: ReaderBank,
+    neutral: NeutralPrompts,
+    style: PromptStyle,
+    on_text: Callable[[], None] = lambda: None,
+) -> list[Calibration]:
+    """Statistics of every trait of ``bank`` over the model's replies to the neutral prompts."""
+    prompts = [render(model.tokenizer, [{"role": "user", "content": text}], style) for text in neutral.prompts]
+    prompts.sort(key=lambda prompt: len(prompt.token_ids), reverse=True)
+    replies: list[_Reply] = []
+    for start in range(0, len(prompts), _BATCH):
+        batch = prompts[start : start + _BATCH]
+        replies += _replies(model, bank, batch)
+        for _ in batch:
+            on_text()
+    return [_statistics(replies, trait, readout) for trait, readout in enumerate(bank.readouts)]
+
+
+def _replies(model: LanguageModel, bank: ReaderBank, prompts: Sequence[Rendered]) -> list[_Reply]:
+    describer = TokenDescriber(model.tokenizer)
+    decoded = decode(
+        model,
+        [prompt.token_ids for prompt in prompts],
+        max_new_tokens=NEUTRAL_TOKENS,
+        sampling=Sampling(),
+        seeds=[0] * len(prompts),
+        bank=bank,
+    )
+    replies = []
+    for prompt, row in zip(prompts, decoded, strict=True):
+        tokens = describer.rows(prompt, row.response_ids)
+        content = np.flatnonzero(tokens.content())
+        assert row.trace is not None
+        if len(content):
+            replies.append(_Reply(row.trace, len(prompt.token_ids) - 1, content))
+    return replies
+
+
+def _statistics(replies: Sequence[_Reply], trait: int, readout: int) -> Calibration:
+    at_last = np.stack([reply.trace.scores[:, reply.last_prompt_position, trait] for reply in replies], axis=1)
+    at_content = [reply.trace.scores[:, reply.content, trait] for reply in replies]
+    writes = np.concatenate([reply.trace.writes()[:, reply.content, trait] for reply in replies], axis=1)
+    norms = np.concatenate([reply.trace.norms[:, reply.content] for reply in replies], axis=1)
+    regions = {
+        "prompt_last": at_last,
+        "response_token": np.concatenate(at_content, axis=1),
+        "response_mean": np.stack([scores.mean(axis=1) for scores in at_content], axis=1),
+    }
+    mean_write = writes.mean(axis=1, dtype=np.float64)
+    mean_write[readout + 1 :] = 0
+    return Calibration(
+        mean={name: _tensor(values.mean(axis=1, dtype=np.float64)) for name, values in regions.items()},
+        std={
+            name: _tensor(np.maximum(values.std(axis=1, ddof=1, dtype=np.float64), _LEAST_DEVIATION))
+            for name, values in regions.items()
+        },
+        norm=_tensor(np.median(norms, axis=1)),
+        write=_tensor(mean_write),
+    )
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32))

@@ -1,0 +1,95 @@
+"""Scenario sets: contrastive texts from which a trait's direction is fitted."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from traitscope.yaml_file import read_model
+
+Split = Literal["train", "dev", "test"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pole(_Strict):
+    """One end of a trait."""
+
+    name: str
+    description: str
+
+
+class Pair(_Strict):
+    """The same prompt answered at both poles.
+
+    ``crossed`` names the style that runs against the usual one: ``person`` when one response is in the first
+    person and the other impersonal.
+    """
+
+    topic: str
+    prompt: str = Field(min_length=1)
+    positive: str = Field(min_length=1)
+    negative: str = Field(min_length=1)
+    crossed: Literal["person"] | None = None
+
+
+class Splits(_Strict):
+    train: list[Pair] = Field(min_length=8)
+    dev: list[Pair] = []
+    test: list[Pair] = []
+
+
+class ScenarioSet(_Strict):
+    """All texts of one trait, divided by topic into train, dev and a test split that fitting never reads."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    description: str
+    positive: Pole
+    negative: Pole
+    stock_phrases: dict[Split, list[str]] = {}
+    splits: Splits
+
+    def digest(self) -> str:
+        """SHA-256 of everything in the set."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class NeutralPrompts(_Strict):
+    """Everyday prompts whose replies say what an ordinary score is."""
+
+    name: str
+    prompts: list[str] = Field(min_length=8)
+
+    def digest(self) -> str:
+        """SHA-256 of the prompts."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def library_folder() -> Path:
+    """Where the built-in scenario sets lie."""
+    return Path(str(resources.files("traitscope.traits") / "library"))
+
+
+def library_names() -> list[str]:
+    """The traits that come with traitscope."""
+    return sorted(path.stem for path in library_folder().glob("*.yaml") if path.stem != "neutral")
+
+
+def load_scenarios(path: Path) -> ScenarioSet:
+    """A scenario file.
+
+    Raises:
+        InputError: the file is missing or wrong; names file, line and key.
+    """
+    return read_model(path, ScenarioSet, "scenario file")
+
+
+def load_neutral() -> NeutralPrompts:
+    """The built-in neutral prompts."""
+    return read_model(library_folder() / "neutral.yaml", NeutralPrompts, "neutral prompts")

@@ -1,0 +1,186 @@
+"""Trait vectors and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from traitscope.atomic import write_atomically
+from traitscope.errors import InputError
+
+REGIONS = ("prompt_last", "response_token", "response_mean")
+Region = Literal["prompt_last", "response_token", "response_mean"]
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is ordinary for a trait: statistics of the model's own greedy replies to neutral prompts.
+
+    Attributes:
+        mean, std: per region, ``[n_checkpoints]`` float32 of the scores. ``prompt_last`` is the last prompt
+            token, ``response_token`` each content token, ``response_mean`` the mean over a response.
+        norm: ``[n_checkpoints]`` float32, median Euclidean norm of the state over content tokens.
+        write: ``[n_checkpoints]`` float32, mean write over content tokens; zero after the readout.
+    """
+
+    mean: dict[str, torch.Tensor]
+    std: dict[str, torch.Tensor]
+    norm: torch.Tensor
+    write: torch.Tensor
+
+
+@dataclass(frozen=True)
+class VectorOrigin:
+    """Where vectors come from and what is known of their worth.
+
+    ``verdict`` is ``unvalidated`` until a validation was made, ``transferred`` for another model's vectors.
+    """
+
+    model: str
+    fingerprint: str
+    scenarios: str
+    neutral: str
+    method: dict[str, Any]
+    versions: dict[str, str]
+    dtype: str
+    base_template: str | None
+    verdict: str = "unvalidated"
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TraitVectors:
+    """The directions of one trait in one model.
+
+    Attributes:
+        checkpoints: names such as ``resid_mid.12``, one a row of the tensors.
+        readout: index of the readout checkpoint R.
+        reader, steerer: ``[n_checkpoints, d_model]`` float32, unit rows: to score and to push.
+    """
+
+    trait: str
+    description: str
+    poles: tuple[str, str]
+    checkpoints: tuple[str, ...]
+    readout: int
+    reader: torch.Tensor
+    steerer: torch.Tensor
+    calibration: Calibration
+    origin: VectorOrigin
+
+    @property
+    def readout_name(self) -> str:
+        return self.checkpoints[self.readout]
+
+    @property
+    def readout_layer(self) -> int:
+        return int(self.readout_name.rsplit(".", 1)[1])
+
+    def transferred(self, calibration: Calibration) -> TraitVectors:
+        """The same directions recalibrated on, and marked as carried over to, another model."""
+        return replace(self, calibration=calibration, origin=replace(self.origin, verdict="transferred"))
+
+
+def save_vectors(vectors: TraitVectors, path: Path) -> None:
+    """Write a vector file (safetensors) under a temporary name, then rename it."""
+    from safetensors.torch import save
+
+    calibration = vectors.calibration
+    tensors = {"reader": vectors.reader, "steerer": vectors.steerer}
+    for region in REGIONS:
+        tensors[f"neutral_mean.{region}"] = calibration.mean[region]
+        tensors[f"neutral_std.{region}"] = calibration.std[region]
+    tensors |= {"neutral_norm": calibration.norm, "neutral_write": calibration.write}
+    metadata = {
+        "traitscope_vectors": FORMAT_VERSION,
+        "trait": vectors.trait,
+        "description": vectors.description,
+        "poles": json.dumps(vectors.poles),
+        "checkpoints": json.dumps(vectors.checkpoints),
+        "readout": vectors.readout_name,
+        "origin": json.dumps(asdict(vectors.origin), sort_keys=True),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load_vectors(path: Path) -> TraitVectors:
+    """Read a vector file.
+
+    Raises:
+        InputError: missing, not a vector file, not finite, or of inconsistent shape; names file and field.
+    """
+    from safetensors import safe_open
+
+    metadata = vector_metadata(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        vectors = _assembled(tensors, metadata)
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"vector file {path}: incomplete or inconsistent: {error}") from None
+    _refuse_bad_tensors(vectors, path)
+    return vectors
+
+
+def vector_metadata(path: Path) -> dict[str, str]:
+    """A vector file's metadata, read without its tensors.
+
+    Raises:
+        InputError: missing or not a vector file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"vector file {path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(f"vector file {path}: no readable safetensors file: {error}") from None
+    if metadata.get("traitscope_vectors") != FORMAT_VERSION:
+        raise InputError(f"vector file {path}: not written by this version of traitscope")
+    return metadata
+
+
+def _assembled(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> TraitVectors:
+    checkpoints = tuple(json.loads(metadata["checkpoints"]))
+    positive, negative = json.loads(metadata["poles"])
+    return TraitVectors(
+        trait=metadata["trait"],
+        description=metadata["description"],
+        poles=(positive, negative),
+        checkpoints=checkpoints,
+        readout=checkpoints.index(metadata["readout"]),
+        reader=tensors["reader"],
+        steerer=tensors["steerer"],
+        calibration=Calibration(
+            mean={region: tensors[f"neutral_mean.{region}"] for region in REGIONS},
+            std={region: tensors[f"neutral_std.{region}"] for region in REGIONS},
+            norm=tensors["neutral_norm"],
+            write=tensors["neutral_write"],
+        ),
+        origin=VectorOrigin(**json.loads(metadata["origin"])),
+    )
+
+
+def _refuse_bad_tensors(vectors: TraitVectors, path: Path) -> None:
+    n_checkpoints = len(vectors.checkpoints)
+    for name in ("reader", "steerer"):
+        tensor = getattr(vectors, name)
+        if tensor.dim() != 2 or tensor.shape[0] != n_checkpoints:
+            raise InputError(f"vector file {path}: {name} has shape {list(tensor.shape)}, not one row a checkpoint")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"vector file {path}: {name} holds values that are not finite; fit it again")
+
+
+def readers_of(vectors: Sequence[TraitVectors]) -> torch.Tensor:
+    """``[n_traits, n_checkpoints, d_model]``, the readers of several traits of one model."""
+    return torch.stack([vector.reader for vector in vectors])
