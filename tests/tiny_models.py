@@ -1,4 +1,4 @@
-"""Tiny random models, one for each architecture that the tests run on."""
+"""Tiny random models, one for each architecture that the tests run on, and a byte-level tokenizer for them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import transformers as tf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-VOCAB = 211
+VOCAB = 260
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -121,3 +122,24 @@ def tiny_model(architecture: str, *, seed: int = 0) -> Any:
             if parameter.dim() > 1:
                 parameter.mul_(4.0)
     return model.eval()
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def tiny_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> Any:
+    """One token a byte behind four special tokens: 260 in all."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer

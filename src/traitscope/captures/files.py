@@ -43,7 +43,7 @@ def read_frozen_plan(run_dir: Path) -> dict[str, Any]:
     try:
         plan = json.loads((run_dir / "plan.json").read_text())
     except FileNotFoundError:
-        raise InputError(f"run {run_dir}: has no plan.json, so it is no run, or it was stopped before it began")
+        raise InputError(f"run {run_dir}: has no plan.json: it is no run, or was stopped before it began") from None
     except ValueError as error:
         raise InputError(f"run {run_dir}: plan.json is damaged: {error}") from None
     if plan.get("format_version") != FORMAT_VERSION:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from pydantic import StrictInt, StrictStr
+
 from traitscope.errors import InputError
 
-LayerSpec = int | str | list[int | str]
+LayerSpec = StrictInt | StrictStr | list[StrictInt | StrictStr]
 _RANGE = re.compile(r"(\d+)-(\d+)")
 
 
 def layer_spec_problem(spec: LayerSpec) -> str | None:
     """What is wrong with the form of ``spec``, or None."""
     for part in spec if isinstance(spec, list) else [spec]:
-        if isinstance(part, bool) or (
-            isinstance(part, str) and part not in ("all", "readout") and not _RANGE.fullmatch(part)
-        ):
+        if isinstance(part, str) and part not in ("all", "readout") and not _RANGE.fullmatch(part):
             return f"{part!r} is no layer: use all, readout, a number, a range like 4-12, or a list of these"
     return "an empty list asks for no layer" if spec == [] else None
 

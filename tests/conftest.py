@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tiny_models import tiny_model, tiny_tokenizer
+from traitscope.model.capture import ReaderBank
+from traitscope.model.loading import LanguageModel, load_model
+
+SCENARIOS = Path(__file__).parent / "data" / "loudness.yaml"
+
+
+@pytest.fixture(scope="session")
+def embedded() -> LanguageModel:
+    """The embedded model, converted once into the user's cache."""
+    return load_model("smollm2-135m", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., LanguageModel]:
+    """``tiny(architecture, eos=...)``: a wrapped tiny model; models are kept for the session."""
+    kept: dict[tuple[Any, ...], LanguageModel] = {}
+
+    def make(architecture: str = "llama", *, eos: tuple[int, ...] = (2,)) -> LanguageModel:
+        if (architecture, eos) not in kept:
+            module = tiny_model(architecture)
+            module.generation_config.eos_token_id = list(eos)
+            kept[architecture, eos] = load_model(module, tiny_tokenizer())
+        return kept[architecture, eos]
+
+    return make
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, so that nothing is found that it did not make."""
+    monkeypatch.setenv("TRAITSCOPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny Llama with a chat template, a context of 256 and several end-of-sequence ids."""
+    directory = tmp_path_factory.mktemp("models") / "tiny-llama"
+    module = tiny_model("llama")
+    module.generation_config.eos_token_id = [2, 40, 41, 42, 43, 44]
+    module.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that run tests share, so that the tiny vectors are fitted once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRAITSCOPE_CACHE", str(shared_cache))
+    return shared_cache
+
+
+def random_bank(model: LanguageModel, n_traits: int = 3, seed: int = 0) -> ReaderBank:
+    """Random unit readers with different readouts."""
+    generator = torch.Generator().manual_seed(seed)
+    n_checkpoints = len(model.anatomy.checkpoints)
+    readers = torch.randn(n_traits, n_checkpoints, model.anatomy.d_model, generator=generator)
+    readouts = tuple(max(1, n_checkpoints - 1 - trait) for trait in range(n_traits))
+    return ReaderBank(
+        tuple(f"trait{trait}" for trait in range(n_traits)),
+        torch.nn.functional.normalize(readers, dim=-1),
+        readouts,
+    )
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
