@@ -19,7 +19,7 @@ from traitscope.traits.vectors import Calibration
 
 NEUTRAL_TOKENS = 50
 _BATCH = 16
-_LEAST_DEVIATION = 1e-12
+_LEAST_RELATIVE_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,22 @@ def _statistics(replies: Sequence[_Reply], trait: int, readout: int) -> Calibrat
     }
     mean_write = writes.mean(axis=1, dtype=np.float64)
     mean_write[readout + 1 :] = 0
+    norm = np.median(norms, axis=1)
     return Calibration(
         mean={name: _tensor(values.mean(axis=1, dtype=np.float64)) for name, values in regions.items()},
-        std={
-            name: _tensor(np.maximum(values.std(axis=1, ddof=1, dtype=np.float64), _LEAST_DEVIATION))
-            for name, values in regions.items()
-        },
-        norm=_tensor(np.median(norms, axis=1)),
+        std={name: _tensor(_deviation(values, norm)) for name, values in regions.items()},
+        norm=_tensor(norm),
         write=_tensor(mean_write),
     )
+
+
+def _deviation(values: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    """Standard deviation ``[n_checkpoints]``; NaN where the replies do not vary beyond rounding.
+
+    Every prompt of a chat template may end in the same token, whose embedding is then the same everywhere.
+    """
+    deviation = values.std(axis=1, ddof=1, dtype=np.float64)
+    return np.where(deviation > _LEAST_RELATIVE_DEVIATION * norm, deviation, np.nan)
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:

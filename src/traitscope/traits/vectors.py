@@ -24,7 +24,8 @@ class Calibration:
 
     Attributes:
         mean, std: per region, ``[n_checkpoints]`` float32 of the scores. ``prompt_last`` is the last prompt
-            token, ``response_token`` each content token, ``response_mean`` the mean over a response.
+            token, ``response_token`` each content token, ``response_mean`` the mean over a response. The
+            deviation is NaN where neutral replies do not vary.
         norm: ``[n_checkpoints]`` float32, median Euclidean norm of the state over content tokens.
         write: ``[n_checkpoints]`` float32, mean write over content tokens; zero after the readout.
     """
