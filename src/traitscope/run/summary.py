@@ -51,9 +51,9 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     for capture in summary["captures"]:
         if capture["status"] in ("failed", "too_long"):
             line = f"{capture['status']}: {capture['experiment']}/{capture['prompt_id']}: {capture['error']}"
-            console.print(Text(line, style="red"))
+            console.print(Text(line, style="red"), soft_wrap=True)
     for line in _cost_lines(summary):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
 
 
 def _results_table(summary: Mapping[str, Any]) -> Table:

@@ -1,0 +1,307 @@
+"""Bugs caught here: work lost or done twice after a kill, two processes on one run, a failure counted as success,
+a run continued under other inputs."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from nights import failing, quiet, run_suite, tables_digest, write_suite
+
+from traitscope.captures.files import committed_shards, done_file
+from traitscope.captures.reading import open_run
+from traitscope.captures.summaries import mean_z, summary_of
+from traitscope.errors import InputError, RunError
+from traitscope.run import commit as commit_module
+from traitscope.run import engine as engine_module
+from traitscope.run import night as night_module
+from traitscope.run.interruption import Interrupted
+from traitscope.run.lock import is_locked, locked
+from traitscope.run.night import resume_run
+from traitscope.run.same_inputs import refuse_other_inputs
+from traitscope.run.status import run_status
+
+N_GENERATIONS = 24 + 8  # greedy ones, of which three are asked for twice, and four prompts sampled twice
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, shared_cache: Path) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TRAITSCOPE_CACHE", str(shared_cache))
+        yield run_suite(write_suite(folder, tiny_directory), folder / "runs")
+
+
+def _resume(run_dir: Path, **options: Any) -> None:
+    resume_run(run_dir, **{"retry_failed": False, "deep": True, "reporter": quiet(), **options})
+
+
+def _stopped_after(run: int, tmp_path: Path, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was interrupted after some shards."""
+    stop = failing(night_module.commit_shard, Interrupted("stop"), after=run)
+    with monkeypatch.context() as patched:
+        patched.setattr(night_module, "commit_shard", stop)
+        with pytest.raises(Interrupted):
+            run_suite(write_suite(tmp_path, tiny_directory), tmp_path / "runs")
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert committed_shards(run_dir) == list(range(run))
+    return run_dir
+
+
+def test_every_capture_is_there_and_equal_generations_ran_once(undisturbed: Path) -> None:
+    run = open_run(undisturbed)
+    generations = run.generations.collect()
+    assert generations["status"].to_list() == ["ok"] * N_GENERATIONS
+    assert len(run.captures.collect()) == 24 + 3 + 8
+    assert len(summary_of(run)) == 35
+    assert all(entry["mean_z"]["loudness"] is not None for entry in summary_of(run))
+    assert mean_z(run)["loudness"].null_count() == 0
+    (session,) = json.loads((undisturbed / "run.json").read_text())["sessions"]
+    assert (session["model_loads"], session["ended_by"]) == (1, "finished")
+
+
+def test_rows_are_prompt_and_generated_tokens(undisturbed: Path) -> None:
+    run = open_run(undisturbed)
+    counts = dict(run.tokens.group_by("generation").len().collect().iter_rows())
+    for row in run.generations.collect().to_dicts():
+        assert counts[row["generation"]] == row["prompt_tokens"] + row["response_tokens"]
+    lengths = run.scores.select("generation", "norm").collect()
+    assert all(len(norm) == counts[generation] for generation, norm in lengths.iter_rows())
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_loses_and_repeats_nothing(tmp_path: Path, tiny_directory: Path, tiny_cache: Path) -> None:
+    """Twenty kills at random moments; each time the run is resumed in a new process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["traitscope.run.night", "transformers", "nights"])
+    moments = random.Random(0)
+    suite = write_suite(tmp_path, tiny_directory, n_prompts=80, generation={"max_new_tokens": 40})
+    process = context.Process(target=_start_in_child, args=(suite, tmp_path / "killed", str(tiny_cache)))
+    process.start()
+    run_dir = _wait_for_plan(tmp_path / "killed")
+    committed: list[dict[str, tuple[int, int]]] = []
+    for _ in range(20):
+        if moments.random() < 0.8:  # else it is killed while it loads
+            _wait_for_commit(run_dir, process, n_before=len(committed[-1]) if committed else 0)
+        time.sleep(moments.uniform(0.0, 0.15))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        committed.append({path.name: _identity(path) for path in (run_dir / "shards").glob("*.done.json")})
+        process = context.Process(target=_resume_in_child, args=(run_dir, str(tiny_cache)))
+        process.start()
+        _wait_for_lock(run_dir, process)
+    process.join()
+    assert process.exitcode == 0
+    for before, after in itertools.pairwise(committed):
+        assert before.items() <= after.items(), "a committed shard was computed again"
+    assert len({len(shards) for shards in committed}) >= 10, "the kills did not fall into the work"
+    assert tables_digest(run_dir) == tables_digest(run_suite(suite, tmp_path / "undisturbed"))
+    assert not [path for path in run_dir.rglob("*") if path.suffix == ".tmp"]
+
+
+def _start_in_child(suite: Path, out: Path, cache: str) -> None:
+    os.environ["TRAITSCOPE_CACHE"] = cache
+    run_suite(suite, out)
+
+
+def _resume_in_child(run_dir: Path, cache: str) -> None:
+    os.environ["TRAITSCOPE_CACHE"] = cache
+    _resume(run_dir)
+
+
+def _wait_for_plan(out: Path) -> Path:
+    for _ in range(600):
+        if found := list(out.glob("*/plan.json")):
+            return found[0].parent
+        time.sleep(0.1)
+    raise AssertionError("the run did not begin")
+
+
+def _wait_for_lock(run_dir: Path, process: Any) -> None:
+    for _ in range(600):
+        if is_locked(run_dir) or not process.is_alive():
+            return
+        time.sleep(0.02)
+
+
+def _wait_for_commit(run_dir: Path, process: Any, n_before: int) -> None:
+    while process.is_alive() and len(committed_shards(run_dir)) <= n_before:
+        time.sleep(0.002)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+def test_leftovers_of_a_dead_process_go_and_those_of_others_stay(
+    tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = _stopped_after(2, tmp_path, tiny_directory, monkeypatch)
+    host = commit_module.is_dead_temporary.__globals__["_host"]()
+    dead = run_dir / "shards" / f".0002.tokens.parquet.{host}.999999999.tmp"
+    foreign = run_dir / "shards" / ".0002.tokens.parquet.elsewhere.999999999.tmp"
+    uncommitted = run_dir / "shards" / "0002.tokens.parquet"
+    for path in (dead, foreign, uncommitted):
+        path.write_bytes(b"torn")
+    _resume(run_dir)
+    assert (dead.exists(), foreign.exists()) == (False, True)
+    assert pq.read_table(uncommitted).num_rows > 0
+
+
+def test_a_second_process_is_refused_while_the_first_lives(undisturbed: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from traitscope.run.lock import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(undisturbed)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another process is working on it"):
+            _resume(undisturbed)
+    finally:
+        holder.kill()
+        holder.wait()
+    _resume(undisturbed)
+
+
+def test_the_first_ctrl_c_finishes_the_shard_the_second_stops_at_once(
+    tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = night_module._run_shard
+    calls: list[int] = []
+
+    def interrupting(frozen: Any, number: int, *rest: Any) -> None:
+        calls.append(number)
+        os.kill(os.getpid(), signal.SIGINT)
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(frozen, number, *rest)
+
+    monkeypatch.setattr(night_module, "_run_shard", interrupting)
+    with pytest.raises(Interrupted, match=r"stopped with 15 of 16 shards to go\. Go on with: traitscope run --resume"):
+        run_suite(write_suite(tmp_path, tiny_directory), tmp_path / "runs")
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert committed_shards(run_dir) == [0]
+    with pytest.raises(Interrupted, match="stopped at once"):
+        _resume(run_dir)
+    assert (calls, committed_shards(run_dir)) == ([0, 1], [0])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_full_disk_stops_in_one_line_and_resumes_when_there_is_room(
+    undisturbed: Path, tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    run_dir = _stopped_after(3, tmp_path, tiny_directory, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(commit_module.pq, "write_table", failing(pq.write_table, full, after=6))
+        with pytest.raises(RunError, match=r"the disk is full: .* committed shards are safe\. Go on with:") as error:
+            _resume(run_dir)
+    assert "\n" not in str(error.value)
+    assert committed_shards(run_dir) == [0, 1, 2, 3]
+    assert not list(run_dir.rglob("*.tmp"))
+    _resume(run_dir)
+    assert tables_digest(run_dir) == tables_digest(undisturbed)
+
+
+def test_a_prompt_longer_than_the_context_leaves_the_others(
+    tmp_path: Path, tiny_directory: Path, tiny_cache: Path
+) -> None:
+    suite = write_suite(tmp_path, tiny_directory, n_prompts=6)
+    with (tmp_path / "prompts.txt").open("a") as file:
+        file.write("long " * 60 + "\n")
+    run_dir = run_suite(suite, tmp_path / "runs")
+    status = run_status(run_dir)
+    assert status["counts"] == {"ok": 14, "too_long": 1, "missing": 0}
+    (problem,) = status["problems"]
+    assert (problem["at"], problem["status"]) == ("greedy/7", "too_long")
+    assert "exceed the model's context of 256" in problem["error"]
+
+
+def test_failures_are_kept_and_retried_only_on_request(
+    tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engine_module.decode
+
+    def decode(model: Any, prompts: Any, **kwargs: Any) -> Any:
+        texts = [model.tokenizer.decode(prompt) for prompt in prompts]
+        if kwargs["bank"] is not None and kwargs["on_step"] is not None and any("number 5 " in t for t in texts):
+            raise ValueError("a bad row")
+        return real(model, prompts, **kwargs)
+
+    suite = write_suite(tmp_path, tiny_directory)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine_module, "decode", decode)
+        run_dir = run_suite(suite, tmp_path / "runs", batch_size=8, shard_size=8)
+    assert run_status(run_dir)["counts"] == {"ok": N_GENERATIONS - 1, "failed": 1, "missing": 0}
+    plan = (run_dir / "plan.json").read_bytes()
+    _resume(run_dir)
+    assert run_status(run_dir)["counts"]["failed"] == 1
+    _resume(run_dir, retry_failed=True)
+    assert run_status(run_dir)["counts"] == {"ok": N_GENERATIONS, "missing": 0}
+    assert (run_dir / "plan.json").read_bytes() == plan
+    assert open_run(run_dir).generations.collect()["generation"].n_unique() == N_GENERATIONS
+
+
+def test_damaged_shards_are_found_by_size_and_by_checksum(undisturbed: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "copy"
+    shutil.copytree(undisturbed, run_dir)
+    path = run_dir / "shards" / "0001.scores.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    _resume(run_dir, deep=False)
+    with pytest.raises(RunError, match=r"shard 0001: .* checksum"):
+        _resume(run_dir, deep=True)
+    path.write_bytes(content[:-1])
+    with pytest.raises(RunError, match=r"shard 0001: .* bytes instead of"):
+        _resume(run_dir, deep=False)
+    done_file(run_dir, 1).unlink()
+    _resume(run_dir)
+    assert tables_digest(run_dir) == tables_digest(undisturbed)
+
+
+def test_a_run_continues_only_under_its_own_inputs(undisturbed: Path, tmp_path: Path, tiny_directory: Path) -> None:
+    run_dir = tmp_path / "copy"
+    shutil.copytree(undisturbed, run_dir)
+    text = (run_dir / "suite.yaml").read_text()
+    (run_dir / "suite.yaml").write_text(text.replace("max_new_tokens: 12", "max_new_tokens: 13", 1))
+    with pytest.raises(InputError, match=r"suite\.yaml was changed .*max_new_tokens: 12 → 13"):
+        _resume(run_dir)
+    (run_dir / "suite.yaml").write_text(text)
+    given: dict[str, Any] = {"suite": None, "model": None, "max_new_tokens": None, "device": "auto", "dtype": "auto"}
+    suite = write_suite(tmp_path, tiny_directory)
+    refuse_other_inputs(run_dir, **{**given, "suite": str(suite)})
+    with pytest.raises(InputError, match=r"generation\.max_new_tokens: 12 → 9"):
+        refuse_other_inputs(run_dir, **{**given, "suite": str(suite), "max_new_tokens": 9})
+    with pytest.raises(InputError, match="dtype: float32 → bfloat16"):
+        refuse_other_inputs(run_dir, **{**given, "dtype": "bfloat16"})
+    (tmp_path / "prompts.txt").write_text((tmp_path / "prompts.txt").read_text().replace("number 9 ", "number X "))
+    with pytest.raises(InputError, match=r"prompt greedy/10: 'river number 9 xxx' → 'river number X xxx'"):
+        refuse_other_inputs(run_dir, **{**given, "suite": str(suite)})
+
+
+def test_two_runs_of_one_second_get_two_directories(tmp_path: Path) -> None:
+    directories = [night_module.new_run_directory(tmp_path, "night") for _ in range(3)]
+    assert len(set(directories)) == 3
+
+
+def test_a_lock_is_held_and_released(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(InputError), locked(tmp_path):
+        pass
+    assert not is_locked(tmp_path)
