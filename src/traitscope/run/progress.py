@@ -20,10 +20,12 @@ _LINE_EVERY_SECONDS = 10.0
 
 def human_seconds(seconds: float) -> str:
     """A duration as people say it."""
-    if seconds < 100:
+    if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{minutes} min {rest} s"
+    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
 
 
 def human_bytes(count: float) -> str:
