@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from nights import write_suite
 
 import traitscope
 from conftest import SCENARIOS
+from nights import write_suite
 from traitscope import cli
 from traitscope.run import night
 from traitscope.traits.store import find_trait, vectors_for

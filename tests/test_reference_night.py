@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from independent import independent_states
 from nights import quiet
-
 from traitscope.captures.reading import Run, open_run
 from traitscope.captures.summaries import summary_of
 from traitscope.model.loading import LanguageModel

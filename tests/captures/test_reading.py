@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from nights import run_suite, write_suite
 
 from conftest import SCENARIOS
+from nights import run_suite, write_suite
 from traitscope.captures.files import done_file
 from traitscope.captures.reading import Run, open_run
 from traitscope.captures.summaries import mean_z

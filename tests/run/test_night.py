@@ -20,8 +20,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from nights import failing, quiet, run_suite, tables_digest, write_suite
 
+from nights import failing, quiet, run_suite, tables_digest, write_suite
 from traitscope.captures.files import committed_shards, done_file
 from traitscope.captures.reading import open_run
 from traitscope.captures.summaries import mean_z, summary_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from collections import Counter
@@ -117,18 +118,22 @@ def start_run(
     run_dir = new_run_directory(out, prepared.loaded.suite.name)
     reporter.say(f"run directory: {run_dir}")
     with locked(run_dir):
-        freeze(
-            run_dir,
-            plan=prepared.plan,
-            suite=prepared.loaded.resolved(),
-            source=prepared.source,
-            model=model,
-            vectors=vectors,
-            tasks=tasks,
-            shards=shards,
-            batch_width=width,
-            estimate=estimate,
-        )
+        try:
+            freeze(
+                run_dir,
+                plan=prepared.plan,
+                suite=prepared.loaded.resolved(),
+                source=prepared.source,
+                model=model,
+                vectors=vectors,
+                tasks=tasks,
+                shards=shards,
+                batch_width=width,
+                estimate=estimate,
+            )
+        except BaseException:
+            shutil.rmtree(run_dir, ignore_errors=True)  # it holds nothing that was captured
+            raise
         _run_shards(read_frozen(run_dir), model, cost, reporter)
     return run_dir
 

@@ -38,23 +38,23 @@ class Pace:
 
 
 def measured_pace(model: LanguageModel, bank: ReaderBank, tasks: Sequence[GenerationTask]) -> Pace:
-    """Time the model on one batch: once to warm up, once for the prefill, once for some steps."""
+    """Time the model on one batch: two rows to warm up, then the prefill alone, then with some steps."""
     prompts = [task.prompt.token_ids for task in tasks]
 
-    def seconds(n_steps: int) -> float:
+    def seconds(n_rows: int, n_steps: int) -> float:
         started = time.perf_counter()
         decode(
             model,
-            prompts,
+            prompts[:n_rows],
             max_new_tokens=n_steps,
             sampling=tasks[0].sampling,
-            seeds=[0] * len(prompts),
+            seeds=[0] * n_rows,
             bank=bank,
         )
         return time.perf_counter() - started
 
-    seconds(1)
-    short, long = seconds(1), seconds(1 + _TIMED_STEPS)
+    seconds(2, 1)
+    short, long = seconds(len(prompts), 1), seconds(len(prompts), 1 + _TIMED_STEPS)
     step = max((long - short) / _TIMED_STEPS, 1e-6)
     padded = max(map(len, prompts)) * len(prompts)
     return Pace(max(short - step, 1e-6) / padded, step, len(prompts))
