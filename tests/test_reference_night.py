@@ -10,11 +10,10 @@ import pytest
 from independent import independent_states
 from nights import quiet
 from traitscope.captures.reading import Run, open_run
-from traitscope.captures.summaries import summary_of
+from traitscope.captures.summaries import all_captured, run_summary, summary_of
 from traitscope.model.loading import LanguageModel
 from traitscope.run.night import start_run
 from traitscope.run.prepare import prepare
-from traitscope.run.summary import all_captured, run_summary
 from traitscope.suite.file import load_suite
 from traitscope.traits.vectors import load_vectors
 

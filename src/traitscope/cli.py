@@ -128,7 +128,8 @@ def capture(
 @app.command()
 def status(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Say where a run stands."""
-    from traitscope.run.status import print_status, run_status
+    from traitscope.report.terminal import print_status
+    from traitscope.run.status import run_status
 
     found = run_status(run_dir)
     if as_json:
@@ -172,9 +173,10 @@ def traits_fit(
     """Fit trait vectors on a model, or find them in the cache."""
     from traitscope.model.embedded import EMBEDDED_NAME
     from traitscope.model.loading import load_model
+    from traitscope.report.terminal import print_fitted
     from traitscope.run.prepare import check_writable
     from traitscope.run.progress import default_reporter, stage
-    from traitscope.run.summary import print_traits
+    from traitscope.traits.describe import describe_vectors
     from traitscope.traits.scenarios import library_names
     from traitscope.traits.store import find_trait, vectors_for
     from traitscope.traits.vectors import save_vectors
@@ -195,15 +197,16 @@ def traits_fit(
     if out is not None:
         for vectors in fitted:
             save_vectors(vectors, out / f"{vectors.trait}.safetensors")
-    print_traits(_stdout(), fitted)
+    print_fitted(_stdout(), [describe_vectors(vectors) for vectors in fitted])
 
 
 @traits_app.command("list")
 def traits_list() -> None:
     """List the traits of the library."""
-    from traitscope.run.summary import print_library
+    from traitscope.report.terminal import print_library
+    from traitscope.traits.describe import describe_library
 
-    print_library(_stdout())
+    print_library(_stdout(), describe_library())
 
 
 @traits_app.command("show")
@@ -212,14 +215,15 @@ def traits_show(
     as_json: AsJson = False,
 ) -> None:
     """Show a trait's scenario set, or a vector file with what is known of its worth."""
-    from traitscope.run.summary import print_trait, trait_described
+    from traitscope.report.terminal import print_nested
+    from traitscope.traits.describe import describe_trait
     from traitscope.traits.store import find_trait
 
-    described = trait_described(find_trait(name, Path()))
+    described = describe_trait(find_trait(name, Path()))
     if as_json:
         _print_json(described)
     else:
-        print_trait(_stdout(), described)
+        print_nested(_stdout(), described)
 
 
 @contextmanager
@@ -291,7 +295,8 @@ def _resume(
 
 
 def _finish(run_dir: Path, as_json: bool) -> None:
-    from traitscope.run.summary import all_captured, print_summary, run_summary
+    from traitscope.captures.summaries import all_captured, run_summary
+    from traitscope.report.terminal import print_summary
 
     summary = run_summary(run_dir)
     if as_json:
@@ -312,9 +317,9 @@ def _show_plan(
     as_json: bool,
 ) -> None:
     with _quick_imports():
+        from traitscope.report.terminal import print_plan
         from traitscope.run.estimate import describe_plan
         from traitscope.run.prepare import prepare
-        from traitscope.run.summary import print_plan
 
         prepared = prepare(_loaded_suite(suite, model, max_new_tokens), device=device, dtype=dtype)
         described = describe_plan(prepared, batch_size)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from traitscope.captures.files import committed_shards, read_frozen_plan, read_retries, read_sessions
-from traitscope.captures.reading import Run
+from traitscope.captures.reading import Run, open_run
 from traitscope.suite.tokens import content_mask
 
 
@@ -77,3 +79,24 @@ def cost_of(run_dir: Path) -> dict[str, Any]:
         "shards": len(plan["shards"]) + len(read_retries(run_dir)),
         "committed_shards": len(committed_shards(run_dir)),
     }
+
+
+def run_summary(run_dir: Path) -> dict[str, Any]:
+    """Everything that the summary shows, as plain values."""
+    run = open_run(run_dir)
+    captures = summary_of(run)
+    return {
+        "run": str(run_dir),
+        "counts": dict(Counter(capture["status"] for capture in captures)),
+        "traits": {
+            trait.trait: {"poles": list(trait.poles), "readout": trait.readout, "verdict": trait.verdict}
+            for trait in run.traits.values()
+        },
+        "captures": captures,
+        "cost": cost_of(run_dir),
+    }
+
+
+def all_captured(summary: Mapping[str, Any]) -> bool:
+    """Whether every capture that was asked for is there."""
+    return set(summary["counts"]) <= {"ok"}

@@ -39,11 +39,12 @@ from traitscope.run.frozen import (
 from traitscope.run.interruption import Interrupted, Interruption, listening
 from traitscope.run.lock import locked
 from traitscope.run.prepare import Prepared
-from traitscope.run.progress import EventLog, Reporter, human_seconds, stage
+from traitscope.run.progress import EventLog, Reporter, stage
 from traitscope.run.tables import Outcome, shard_tables
 from traitscope.run.timing import Pace, measured_pace
 from traitscope.traits.store import bank_of, vectors_for
 from traitscope.traits.vectors import TraitVectors
+from traitscope.units import human_seconds
 
 
 @dataclass

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from traitscope.captures.reading import open_run
-from traitscope.captures.summaries import cost_of, summary_of
-from traitscope.run.progress import human_bytes, human_seconds
-from traitscope.traits.scenarios import library_folder, library_names, load_scenarios
-from traitscope.traits.store import TraitReference
-from traitscope.traits.vectors import TraitVectors, load_vectors
+from traitscope.units import human_bytes, human_seconds
 
 _MOST_ROWS = 60
 _RESPONSE_WIDTH, _PROMPT_WIDTH = 34, 30
 _NOTABLE_Z = 2.0
-
-
-def run_summary(run_dir: Path) -> dict[str, Any]:
-    """Everything that the summary shows, as plain values."""
-    run = open_run(run_dir)
-    captures = summary_of(run)
-    return {
-        "run": str(run_dir),
-        "counts": dict(Counter(capture["status"] for capture in captures)),
-        "traits": {
-            trait.trait: {"poles": list(trait.poles), "readout": trait.readout, "verdict": trait.verdict}
-            for trait in run.traits.values()
-        },
-        "captures": captures,
-        "cost": cost_of(run_dir),
-    }
-
-
-def all_captured(summary: Mapping[str, Any]) -> bool:
-    """Whether every capture that was asked for is there."""
-    return set(summary["counts"]) <= {"ok"}
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
@@ -176,35 +147,33 @@ def _generations_cell(described: Mapping[str, Any]) -> str:
     return f"{described['generations']}, of which {len(too_long)} too long: {', '.join(too_long[:5])}"
 
 
-def print_library(console: Console) -> None:
+def print_library(console: Console, described: Sequence[Mapping[str, Any]]) -> None:
     """The traits that come with traitscope."""
     table = Table(title="Traits of the library")
     for column in ("trait", "+", "−", "pairs (train / dev / test)"):
         table.add_column(column)
-    for name in library_names():
-        scenarios = load_scenarios(library_folder() / f"{name}.yaml")
-        splits = scenarios.splits
-        counts = f"{len(splits.train)} / {len(splits.dev)} / {len(splits.test)}"
-        table.add_row(name, scenarios.positive.name, scenarios.negative.name, counts)
+    for trait in described:
+        counts = " / ".join(str(count) for count in trait["pairs"].values())
+        table.add_row(trait["trait"], trait["positive"].split(":")[0], trait["negative"].split(":")[0], counts)
     console.print(table)
 
 
-def print_traits(console: Console, fitted: Sequence[TraitVectors]) -> None:
-    """What was fitted, with the evidence of the dev split beside it."""
+def print_fitted(console: Console, described: Sequence[Mapping[str, Any]]) -> None:
+    """Vectors, with the evidence of the dev split beside them."""
     table = Table(
         title="Fitted vectors",
         caption="AUROC on the dev split at R, all pairs / style-crossed pairs; nothing here is validated yet.",
     )
     for column in ("trait", "R", "reader", "mean difference", "verdict"):
         table.add_column(column)
-    for vectors in fitted:
-        dev = vectors.origin.card.get("dev", {})
+    for trait in described:
+        dev = trait["card"].get("dev", {})
         table.add_row(
-            vectors.trait,
-            vectors.readout_name,
+            trait["trait"],
+            trait["readout"],
             _auroc_cell(dev.get("reader")),
             _auroc_cell(dev.get("mean_difference")),
-            vectors.origin.verdict,
+            trait["verdict"],
         )
     console.print(table)
 
@@ -216,39 +185,34 @@ def _auroc_cell(evidence: Mapping[str, Any] | None) -> str:
     return f"{evidence['auroc']:.2f} / {crossed:.2f}" if crossed is not None else f"{evidence['auroc']:.2f}"
 
 
-def trait_described(reference: TraitReference) -> dict[str, Any]:
-    """A trait's scenario set or vector file, as plain values."""
-    if reference.kind == "vectors":
-        vectors = load_vectors(reference.path)
-        return {
-            "trait": vectors.trait,
-            "description": vectors.description,
-            "poles": list(vectors.poles),
-            "readout": vectors.readout_name,
-            "checkpoints": len(vectors.checkpoints),
-            "d_model": vectors.reader.shape[1],
-            **asdict(vectors.origin),
-        }
-    scenarios = load_scenarios(reference.path)
-    return {
-        "trait": scenarios.name,
-        "description": scenarios.description,
-        "positive": f"{scenarios.positive.name}: {scenarios.positive.description}",
-        "negative": f"{scenarios.negative.name}: {scenarios.negative.description}",
-        "pairs": {split: len(getattr(scenarios.splits, split)) for split in ("train", "dev", "test")},
-        "style_crossed": {
-            split: sum(pair.crossed is not None for pair in getattr(scenarios.splits, split))
-            for split in ("train", "dev", "test")
-        },
-        "example": scenarios.splits.train[0].model_dump(exclude_none=True),
-    }
-
-
-def print_trait(console: Console, described: Mapping[str, Any], indent: str = "") -> None:
+def print_nested(console: Console, described: Mapping[str, Any], indent: str = "") -> None:
     """Nested values, one a line."""
     for name, value in described.items():
         if isinstance(value, Mapping):
             console.print(Text(f"{indent}{name}:"))
-            print_trait(console, value, indent + "  ")
+            print_nested(console, value, indent + "  ")
         else:
             console.print(Text(f"{indent}{name}: {value}"), soft_wrap=True)
+
+
+def print_status(console: Console, status: dict[str, Any]) -> None:
+    """A few lines for a person."""
+    counts = status["counts"]
+    lines = [
+        f"{status['run']}: {status['state']}, {status['committed_shards']} of {status['shards']} shards committed",
+        f"generations: {counts.get('ok', 0)} captured, {counts.get('failed', 0)} failed, "
+        f"{counts.get('too_long', 0)} too long, {counts['missing']} to go",
+    ]
+    generating = sum(session["seconds"].get("generating", 0.0) for session in status["sessions"])
+    if status["sessions"]:
+        lines.append(
+            f"{len(status['sessions'])} sessions, {human_seconds(generating)} of generation "
+            f"(at most {human_seconds(status['estimated_seconds'])} were estimated)"
+        )
+    lines += [f"{problem['status']}: {problem['at']}: {problem['error']}" for problem in status["problems"]]
+    if status["state"] == "stopped":
+        lines.append(f"go on with: traitscope run --resume {status['run']}")
+    elif counts.get("failed"):
+        lines.append(f"try the failed ones again with: traitscope run --resume {status['run']} --retry-failed")
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
