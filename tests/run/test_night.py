@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from nights import failing, quiet, run_suite, tables_digest, write_suite
 from traitscope.captures.files import committed_shards, done_file
@@ -29,6 +30,7 @@ from traitscope.errors import InputError, RunError
 from traitscope.run import commit as commit_module
 from traitscope.run import engine as engine_module
 from traitscope.run import night as night_module
+from traitscope.run import timing as timing_module
 from traitscope.run.interruption import Interrupted
 from traitscope.run.lock import is_locked, locked
 from traitscope.run.night import resume_run
@@ -241,14 +243,15 @@ def test_failures_are_kept_and_retried_only_on_request(
 
     def decode(model: Any, prompts: Any, **kwargs: Any) -> Any:
         texts = [model.tokenizer.decode(prompt) for prompt in prompts]
-        if kwargs["bank"] is not None and kwargs["on_step"] is not None and any("number 5 " in t for t in texts):
+        if any("number 5 " in text for text in texts):
             raise ValueError("a bad row")
         return real(model, prompts, **kwargs)
 
     suite = write_suite(tmp_path, tiny_directory)
     with monkeypatch.context() as patched:
         patched.setattr(engine_module, "decode", decode)
-        run_dir = run_suite(suite, tmp_path / "runs", batch_size=8, shard_size=8)
+        patched.setattr(timing_module, "decode", decode)
+        run_dir = run_suite(suite, tmp_path / "runs", batch_size=32, shard_size=8)
     assert run_status(run_dir)["counts"] == {"ok": N_GENERATIONS - 1, "failed": 1, "missing": 0}
     plan = (run_dir / "plan.json").read_bytes()
     _resume(run_dir)
@@ -257,6 +260,23 @@ def test_failures_are_kept_and_retried_only_on_request(
     assert run_status(run_dir)["counts"] == {"ok": N_GENERATIONS, "missing": 0}
     assert (run_dir / "plan.json").read_bytes() == plan
     assert open_run(run_dir).generations.collect()["generation"].n_unique() == N_GENERATIONS
+
+
+def test_a_first_batch_too_wide_for_the_memory_is_narrowed_before_the_run_is_frozen(
+    tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = timing_module.decode
+
+    def decode(model: Any, prompts: Any, **kwargs: Any) -> Any:
+        if len(prompts) > 5:
+            raise torch.OutOfMemoryError("no room")
+        return real(model, prompts, **kwargs)
+
+    monkeypatch.setattr(timing_module, "decode", decode)
+    monkeypatch.setattr(engine_module, "decode", decode)
+    run_dir = run_suite(write_suite(tmp_path, tiny_directory), tmp_path / "runs", batch_size=16, shard_size=16)
+    assert json.loads((run_dir / "plan.json").read_text())["batch_width"] == 4
+    assert run_status(run_dir)["counts"] == {"ok": N_GENERATIONS, "missing": 0}
 
 
 def test_damaged_shards_are_found_by_size_and_by_checksum(undisturbed: Path, tmp_path: Path) -> None:

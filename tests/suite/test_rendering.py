@@ -61,6 +61,13 @@ def test_roles_and_turns_are_those_of_the_messages() -> None:
     assert template == "<bos>[system] \n[user] \n[assistant] "
 
 
+def test_a_content_that_the_template_also_writes_is_not_confused_with_it() -> None:
+    tokenizer = tiny_tokenizer()
+    rendered = render(tokenizer, [{"role": "user", "content": "user"}], STYLE)
+    assert [n for n, role in enumerate(rendered.roles) if role == "user"] == [8, 9, 10, 11]
+    assert tokenizer.decode(rendered.token_ids) == "<bos>[user] user\n[assistant] "
+
+
 def test_a_template_that_changes_the_text_leaves_roles_unknown() -> None:
     tokenizer = tiny_tokenizer(chat_template="{{ messages[0]['content'] | upper }}")
     assert set(render(tokenizer, USER, STYLE).roles) == {None}

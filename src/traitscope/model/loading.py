@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +19,7 @@ from traitscope.model.source import (
     find_source,
     load_tokenizer,
     readable_errors,
+    without_progress_bars,
 )
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -153,25 +152,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
 def _load_weights(source: ModelSource, device: torch.device, dtype: torch.dtype | None) -> Any:
     from transformers import AutoModelForCausalLM
 
-    location = str(embedded_weights_directory()) if source.kind == "embedded" else source.location
-    with readable_errors(source, "weights"), _without_progress_bars():
+    with readable_errors(source, "weights"), without_progress_bars():
+        location = str(embedded_weights_directory()) if source.kind == "embedded" else source.location
         module = AutoModelForCausalLM.from_pretrained(
             location, dtype="auto" if dtype is None else dtype, **source.pretrained_arguments()
         )
     return module.eval().to(device)
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _wrapped(name: str, module: Any, tokenizer: Any, fingerprint: Fingerprint) -> LanguageModel:

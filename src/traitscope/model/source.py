@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,8 +104,24 @@ def _location(source: ModelSource) -> str:
 @contextmanager
 def readable_errors(source: ModelSource, part: str) -> Iterator[None]:
     """Turn what transformers and the hub raise for a model that is not there into one line."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"model {source.name}: its {part} cannot be loaded: {reason}") from error
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Without the bars of transformers, which say nothing that a person waits for."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

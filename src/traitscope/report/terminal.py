@@ -49,10 +49,16 @@ def _results_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(
             Text(experiment),
             Text(one_line(capture["prompt"])),
-            Text(one_line(capture["response"] or f"({capture['status']})")),
+            Text(_response_cell(capture)),
             *(_z_cell(capture["mean_z"].get(trait)) for trait in traits),
         )
     return table
+
+
+def _response_cell(capture: Mapping[str, Any]) -> str:
+    if capture["status"] != "ok":
+        return f"({capture['status']})"
+    return one_line(capture["response"]) or "(empty)"
 
 
 def _caption(traits: Mapping[str, Mapping[str, Any]], n_captures: int) -> str:
@@ -77,6 +83,10 @@ def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def _estimated(seconds: float | None) -> str:
+    return "an unknown time" if seconds is None else human_seconds(seconds)
+
+
 def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
     counts, cost = summary["counts"], summary["cost"]
     n_captures = sum(counts.values())
@@ -92,7 +102,7 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
             f"{kind} {human_seconds(seconds.get(kind, 0.0))}"
             for kind in ("loading", "fitting", "timing", "generating", "writing")
         ),
-        f"estimated at most {human_seconds(cost['estimated_seconds'])} of generation, "
+        f"estimated at most {_estimated(cost['estimated_seconds'])} of generation, "
         f"took {human_seconds(seconds.get('generating', 0.0))}",
     ]
     if cost["peak_memory_bytes"]:
@@ -207,7 +217,7 @@ def print_status(console: Console, status: dict[str, Any]) -> None:
     if status["sessions"]:
         lines.append(
             f"{len(status['sessions'])} sessions, {human_seconds(generating)} of generation "
-            f"(at most {human_seconds(status['estimated_seconds'])} were estimated)"
+            f"(at most {_estimated(status['estimated_seconds'])} was estimated)"
         )
     lines += [f"{problem['status']}: {problem['at']}: {problem['error']}" for problem in status["problems"]]
     if status["state"] == "stopped":

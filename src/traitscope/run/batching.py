@@ -77,18 +77,18 @@ def make_shards(
     too_long: Sequence[str],
     *,
     shard_size: int | None,
-    seconds_per_batch: float,
+    seconds_per_batch: float | None,
 ) -> list[Shard]:
-    """Whole batches until a shard holds ``shard_size`` generations, or about a minute and a half of work."""
+    """Whole batches until a shard holds ``shard_size`` generations, or about a minute and a half of work; one
+    batch a shard where the time is not known."""
     shards: list[Shard] = []
     waiting: list[tuple[str, ...]] = []
     for batch in batches:
         waiting.append(tuple(task.id for task in batch))
-        is_full = (
-            len(waiting) * seconds_per_batch >= _SHARD_SECONDS
-            if shard_size is None
-            else sum(map(len, waiting)) >= shard_size
-        )
+        if shard_size is not None:
+            is_full = sum(map(len, waiting)) >= shard_size
+        else:
+            is_full = seconds_per_batch is None or len(waiting) * seconds_per_batch >= _SHARD_SECONDS
         if is_full:
             shards.append(Shard(tuple(waiting)))
             waiting = []

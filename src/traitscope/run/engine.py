@@ -79,9 +79,9 @@ class Engine:
             rows = self._rows(tasks)
         except Exception as error:
             if len(tasks) == 1:
-                return [_failed(tasks[0], _one_line(error), time.perf_counter() - started)]
-            problem = error if _is_out_of_memory(error) else None
-            log.warning("a batch of %d failed (%s); splitting it", len(tasks), _one_line(error))
+                return [_failed(tasks[0], one_line_of(error), time.perf_counter() - started)]
+            problem = error if is_out_of_memory(error) else None
+            log.warning("a batch of %d failed (%s); splitting it", len(tasks), one_line_of(error))
         else:
             seconds = (time.perf_counter() - started) / len(tasks)
             return [self._outcome(task, row, seconds) for task, row in zip(tasks, rows, strict=True)]
@@ -89,7 +89,7 @@ class Engine:
         half = (len(tasks) + 1) // 2
         if problem is not None:
             self._widest = min(self._widest or half, half)
-            _release_memory()
+            release_memory()
         return self._run_or_split(tasks[:half]) + self._run_or_split(tasks[half:])
 
     def _rows(self, tasks: Sequence[GenerationTask]) -> list[Decoded]:
@@ -151,18 +151,21 @@ def _failed(task: GenerationTask, error: str, seconds: float) -> Outcome:
     return Outcome(task.id, "failed", task.n_prompt, task.seed, seconds, error=error)
 
 
-def _one_line(error: Exception) -> str:
+def one_line_of(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch might not raise this."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
+    """Give back what a failed attempt held."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

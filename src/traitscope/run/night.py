@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -9,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from traitscope.captures.files import committed_shards, read_sessions
 from traitscope.captures.reading import open_run
 from traitscope.errors import InputError, RunError
 from traitscope.model.capture import ReaderBank
+from traitscope.model.embedded import embedded_weights_are_cached
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel, load_source
 from traitscope.run.batching import Shard, make_batches, make_shards, widest_batch
 from traitscope.run.commit import check_shards, commit_shard, remove_leftovers, write_json
-from traitscope.run.engine import Engine, GenerationTask
+from traitscope.run.engine import Engine, GenerationTask, is_out_of_memory, one_line_of, release_memory
 from traitscope.run.frozen import (
     FrozenRun,
     add_retry,
@@ -45,6 +47,8 @@ from traitscope.run.timing import Pace, measured_pace
 from traitscope.traits.store import bank_of, vectors_for
 from traitscope.traits.vectors import TraitVectors
 from traitscope.units import human_seconds
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -104,17 +108,17 @@ def start_run(
     tasks = planned_tasks(prepared.plan, vectors, model.anatomy.checkpoints, model.fingerprint.short)
     too_long = {g.key.identity(model.fingerprint.short) for g in prepared.plan.too_long}
     runnable = [task for task in tasks.values() if task.id not in too_long]
-    width = batch_size or _auto_width(model, runnable)
-    batches = make_batches(runnable, width)
     reporter.say("timing the model on the first batch")
     with cost.timed("timing"):
-        estimate = _estimate(model, bank_of(vectors), batches)
+        width, pace = _fitting_width(model, bank_of(vectors), runnable, batch_size)
+    batches = make_batches(runnable, width)
+    estimate = _estimate(pace, batches)
     reporter.say(_estimate_line(estimate, len(runnable), len(batches)))
     shards = make_shards(
         batches,
         sorted(too_long),
         shard_size=shard_size,
-        seconds_per_batch=estimate["seconds"] / max(len(batches), 1),
+        seconds_per_batch=None if pace is None else estimate["seconds"] / len(batches),
     )
     run_dir = new_run_directory(out, prepared.loaded.suite.name)
     reporter.say(f"run directory: {run_dir}")
@@ -178,7 +182,9 @@ def failed_generations(run_dir: Path) -> list[str]:
 
 
 def _load(prepared: Prepared, cost: SessionCost, reporter: Reporter) -> LanguageModel:
-    reporter.say(f"loading {prepared.source.name}")
+    converting = prepared.source.kind == "embedded" and not embedded_weights_are_cached()
+    note = " (the first time its weights are de-quantised: some 20 seconds)" if converting else ""
+    reporter.say(f"loading {prepared.source.name}{note}")
     dtype = "auto" if prepared.dtype is None else str(prepared.dtype).removeprefix("torch.")
     with cost.timed("loading"):
         model = load_source(prepared.source, device=str(prepared.device), dtype=dtype)
@@ -191,31 +197,42 @@ def _in_plan_order(vectors: Sequence[TraitVectors], traits: Sequence[str]) -> li
     return [by_name[trait] for trait in traits]
 
 
-def _auto_width(model: LanguageModel, tasks: Sequence[GenerationTask]) -> int:
+def _fitting_width(
+    model: LanguageModel, bank: ReaderBank, tasks: Sequence[GenerationTask], batch_size: int | None
+) -> tuple[int, Pace | None]:
+    """The batch width, halved until the first batch fits in memory, and the pace that it was timed at.
+
+    A first batch that fails for another reason is left to the engine, which finds the guilty row.
+    """
     longest = max((task.n_prompt + task.most_response_tokens for task in tasks), default=1)
-    return widest_batch(facts_of_module(model.module), model.device, model.dtype.itemsize, longest)
+    facts = facts_of_module(model.module)
+    width = batch_size or widest_batch(facts, model.device, model.dtype.itemsize, longest)
+    while tasks:
+        first = make_batches(tasks, width)[0]
+        try:
+            return width, measured_pace(model, bank, first)
+        except Exception as error:
+            if not is_out_of_memory(error) or width == 1:
+                log.warning("the first batch could not be timed: %s", one_line_of(error))
+                break
+        width = (min(width, len(first)) + 1) // 2
+        release_memory()
+    return width, None
 
 
-def _estimate(model: LanguageModel, bank: ReaderBank, batches: Sequence[tuple[GenerationTask, ...]]) -> dict[str, Any]:
-    """Seconds if every row runs to its longest response, from timing the model on the first batch."""
-    if not batches:
-        return {"seconds": 0.0, "pace": None}
-    pace: Pace = measured_pace(model, bank, batches[0])
-    return {
-        "seconds": round(sum(pace.batch_seconds(batch) for batch in batches), 3),
-        "pace": {
-            "prefill_seconds_per_token": pace.prefill_seconds_per_token,
-            "step_seconds": pace.step_seconds,
-            "width": pace.width,
-        },
-    }
+def _estimate(pace: Pace | None, batches: Sequence[tuple[GenerationTask, ...]]) -> dict[str, Any]:
+    """Seconds if every row runs to its longest response; None if the model could not be timed."""
+    if pace is None:
+        return {"seconds": None, "pace": None}
+    seconds = sum(pace.batch_seconds(batch) for batch in batches)
+    return {"seconds": round(seconds, 3), "pace": asdict(pace)}
 
 
 def _estimate_line(estimate: Mapping[str, Any], n_generations: int, n_batches: int) -> str:
-    return (
-        f"{n_generations} generations in {n_batches} batches: at most {human_seconds(estimate['seconds'])} "
-        "of generation, if no response ends early"
-    )
+    counts = f"{n_generations} generations in {n_batches} batch{'es' if n_batches != 1 else ''}"
+    if estimate["seconds"] is None:
+        return f"{counts}: no estimate of the time"
+    return f"{counts}: at most {human_seconds(estimate['seconds'])} of generation, if no response ends early"
 
 
 def _missing_shards(frozen: FrozenRun) -> list[int]:

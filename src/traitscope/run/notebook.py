@@ -23,6 +23,7 @@ from traitscope.suite.file import (
     LoadedSuite,
     PromptItem,
     Suite,
+    checked,
 )
 from traitscope.suite.plan import make_plan
 from traitscope.suite.prompts import Message
@@ -67,13 +68,17 @@ def capture(
     if not traits:
         raise InputError("capture: traits is empty")
     fitted = _vectors(model, traits, base_template)
-    settings = GenerationSettings(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        samples=samples,
-        seed=seed,
+    settings = checked(
+        GenerationSettings,
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "samples": samples,
+            "seed": seed,
+        },
+        "capture",
     )
     plan = make_plan(
         LoadedSuite(
@@ -129,7 +134,7 @@ def _item(prompt: str | Sequence[Message] | Mapping[str, object]) -> str | Promp
     if isinstance(prompt, str):
         return prompt
     given = dict(prompt) if isinstance(prompt, Mapping) else {"messages": list(prompt)}
-    return PromptItem.model_validate(given)
+    return checked(PromptItem, given, "capture, prompts")
 
 
 def _calibration(vectors: TraitVectors) -> TraitCalibration:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from traitscope.errors import InputError
@@ -24,6 +26,10 @@ from traitscope.model.source import (
 from traitscope.suite.file import LoadedSuite
 from traitscope.suite.plan import Plan, make_plan
 from traitscope.traits.store import TraitReference, find_trait, refuse_foreign
+
+log = logging.getLogger(__name__)
+
+_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "sshfs", "fuse.sshfs", "lustre", "beegfs", "ceph"}
 
 
 @dataclass(frozen=True)
@@ -115,3 +121,12 @@ def check_writable(out: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from None
+    if (kind := _file_system(out)) in _NETWORK_FILE_SYSTEMS:
+        log.warning("%s is on a network disk (%s), where locks and renames may not hold; use a local one", out, kind)
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that holds ``path``, as far as it can be told."""
+    resolved = path.resolve()
+    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    return next((mounts[folder] for folder in (resolved, *resolved.parents) if folder in mounts), "")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from traitscope.errors import InputError, near_names
 from traitscope.suite.layers import LayerSpec, layer_spec_problem
-from traitscope.yaml_file import read_model
+from traitscope.yaml_file import Model, read_model
 
 BUILT_IN_SUITES = ("overnight",)
 BASE_TEMPLATE = "{prompt}\n\n"
@@ -170,11 +170,7 @@ class LoadedSuite:
             **self.suite.generation.model_dump(),
             **experiment.generation.model_dump(exclude_none=True),
         }
-        try:
-            return GenerationSettings.model_validate(merged)
-        except pydantic.ValidationError as error:
-            message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise InputError(f"suite, experiment {experiment.name}, generation: {message}") from None
+        return checked(GenerationSettings, merged, f"suite, experiment {experiment.name}, generation")
 
     def shared(self, experiment: Experiment, field: str) -> Any:
         """``system``, ``template``, ``base_template`` or ``traits`` as it holds for the experiment."""
@@ -204,6 +200,21 @@ class LoadedSuite:
                 for e in self.suite.experiments
             ]
         return LoadedSuite(self.suite.model_copy(update=changes), self.folder)
+
+
+def checked(model: type[Model], values: Any, where: str) -> Model:
+    """Values as a pydantic model.
+
+    Raises:
+        InputError: they are wrong; names ``where`` and the field.
+    """
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {field + ': ' if field else ''}{message}") from None
 
 
 def built_in_suite_folder(name: str) -> Path:

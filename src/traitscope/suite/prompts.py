@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
 from traitscope.errors import InputError
-from traitscope.suite.file import Experiment, PromptItem
+from traitscope.suite.file import Experiment, PromptItem, checked
 from traitscope.yaml_file import read_text
 
 _ROLES = ("system", "user", "assistant", "tool")
@@ -116,13 +114,7 @@ def _refuse_without_prompt_column(columns: Any, path: Path) -> None:
 def _checked_item(row: Any, where: str) -> PromptItem:
     if isinstance(row, dict) and isinstance(row.get("id"), int):
         row = {**row, "id": str(row["id"])}
-    try:
-        return PromptItem.model_validate(row)
-    except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"]))
-        message = problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {field + ': ' if field else ''}{message}") from None
+    return checked(PromptItem, row, where)
 
 
 def _prompt(item: PromptItem, default_id: str, where: str) -> Prompt:

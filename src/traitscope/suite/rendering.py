@@ -10,6 +10,7 @@ from traitscope.errors import InputError
 from traitscope.suite.prompts import Message
 
 _PROBE_TEXT = "a"
+_MARK = "traitscope-message-"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def render(tokenizer: Any, messages: Sequence[Message], style: PromptStyle) -> R
     """
     if style.system is not None and all(message["role"] != "system" for message in messages):
         messages = [{"role": "system", "content": style.system}, *messages]
-    text = _chat_text(tokenizer, messages, style) if has_chat_template(tokenizer) else _base_text(messages, style)
+    text = _text(tokenizer, messages, style)
     ids, offsets = _tokenise(tokenizer, text)
-    roles, turns = _origins(text, offsets, messages, len(ids))
+    spans = _message_spans(tokenizer, messages, style, text)
+    roles, turns = _origins(offsets, spans, messages, len(ids))
     ids, roles, turns = _with_one_bos(tokenizer, ids, roles, turns)
     return Rendered(tuple(ids), tuple(roles), tuple(turns))
 
@@ -59,6 +61,10 @@ def render(tokenizer: Any, messages: Sequence[Message], style: PromptStyle) -> R
 def tokenise_response(tokenizer: Any, response: str) -> tuple[int, ...]:
     """Token ids of a response that is given rather than generated, without special tokens."""
     return tuple(tokenizer(response, add_special_tokens=False)["input_ids"])
+
+
+def _text(tokenizer: Any, messages: Sequence[Message], style: PromptStyle) -> str:
+    return _chat_text(tokenizer, messages, style) if has_chat_template(tokenizer) else _base_text(messages, style)
 
 
 def _chat_text(tokenizer: Any, messages: Sequence[Message], style: PromptStyle) -> str:
@@ -84,9 +90,11 @@ def _tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int
 
 
 def _origins(
-    text: str, offsets: list[tuple[int, int]] | None, messages: Sequence[Message], n_tokens: int
+    offsets: list[tuple[int, int]] | None,
+    spans: list[tuple[int, int]] | None,
+    messages: Sequence[Message],
+    n_tokens: int,
 ) -> tuple[list[str | None], list[int | None]]:
-    spans = _message_spans(text, messages)
     if offsets is None or spans is None:
         return [None] * n_tokens, [None] * n_tokens
     roles: list[str | None] = ["template"] * n_tokens
@@ -99,17 +107,40 @@ def _origins(
     return roles, turns
 
 
-def _message_spans(text: str, messages: Sequence[Message]) -> list[tuple[int, int]] | None:
-    """Where each message's content stands in the text, or None if the template changed one of them."""
-    spans, after = [], 0
-    for message in messages:
-        content = message["content"].strip()
-        start = text.find(content, after)
-        if start < 0:
+def _message_spans(
+    tokenizer: Any, messages: Sequence[Message], style: PromptStyle, text: str
+) -> list[tuple[int, int]] | None:
+    """Where each message's content stands in the text, or None if the template changed one of them.
+
+    Rendering marks in place of the contents shows what the template itself writes; a search for the contents
+    would find them in the template's own words.
+    """
+    marks = [f"{_MARK}{turn}." for turn in range(len(messages))]
+    try:
+        skeleton = _text(tokenizer, [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)], style)
+    except InputError:
+        return None
+    if any(skeleton.count(mark) != 1 for mark in marks):
+        return None
+    for clean in (str, str.strip):
+        contents = [clean(message["content"]) for message in messages]
+        spans = _spans_of(skeleton, marks, contents)
+        if spans is not None and spans[1] == text:
+            return spans[0]
+    return None
+
+
+def _spans_of(skeleton: str, marks: Sequence[str], contents: Sequence[str]) -> tuple[list[tuple[int, int]], str] | None:
+    """The spans of the contents once they stand where the marks are, and the text that this gives."""
+    spans, text, rest = [], "", skeleton
+    for mark, content in zip(marks, contents, strict=True):
+        before, found, rest = rest.partition(mark)
+        if not found:
             return None
-        after = start + len(content)
-        spans.append((start, after))
-    return spans
+        text += before
+        spans.append((len(text), len(text) + len(content)))
+        text += content
+    return spans, text + rest
 
 
 def _with_one_bos(
