@@ -12,13 +12,13 @@ from rich.text import Text
 from traitscope.units import human_bytes, human_seconds
 
 _MOST_ROWS = 60
-_RESPONSE_WIDTH, _PROMPT_WIDTH = 34, 30
+_LEAST_TEXT_WIDTH, _MOST_TEXT_WIDTH = 10, 44
 _NOTABLE_Z = 2.0
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """The results, what did not work, and what it cost."""
-    console.print(_results_table(summary))
+    console.print(_results_table(summary, console.width))
     for capture in summary["captures"]:
         if capture["status"] in ("failed", "too_long"):
             line = f"{capture['status']}: {capture['experiment']}/{capture['prompt_id']}: {capture['error']}"
@@ -27,7 +27,7 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def _results_table(summary: Mapping[str, Any]) -> Table:
+def _results_table(summary: Mapping[str, Any], console_width: int) -> Table:
     traits = list(summary["traits"])
     captures = summary["captures"]
     table = Table(
@@ -35,24 +35,30 @@ def _results_table(summary: Mapping[str, Any]) -> Table:
         caption=_caption(summary["traits"], len(captures)),
         caption_justify="left",
     )
-    table.add_column("experiment", no_wrap=True)
-    table.add_column("prompt", max_width=_PROMPT_WIDTH, no_wrap=True, overflow="ellipsis")
-    table.add_column("response", max_width=_RESPONSE_WIDTH, no_wrap=True, overflow="ellipsis")
-    for trait in traits:
-        table.add_column(trait.replace("_", "\n"), justify="right", no_wrap=True)
+    trait_widths = [max(map(len, trait.split("_"))) for trait in traits]
+    text_width = _text_width(console_width, trait_widths)
+    for name in ("prompt", "response"):
+        table.add_column(name, max_width=text_width, no_wrap=True, overflow="ellipsis")
+    for trait, width in zip(traits, trait_widths, strict=True):
+        table.add_column(trait.replace("_", "\n"), justify="right", no_wrap=True, min_width=width)
     previous = None
     for capture in captures[:_MOST_ROWS]:
-        experiment = capture["experiment"] if capture["experiment"] != previous else ""
-        if experiment and previous is not None:
+        if capture["experiment"] != previous:
+            previous = capture["experiment"]
             table.add_section()
-        previous = capture["experiment"]
+            table.add_row(Text(previous, style="bold"))
         table.add_row(
-            Text(experiment),
-            Text(one_line(capture["prompt"])),
+            Text(f"  {one_line(capture['prompt'])}"),
             Text(_response_cell(capture)),
             *(_z_cell(capture["mean_z"].get(trait)) for trait in traits),
         )
     return table
+
+
+def _text_width(console_width: int, trait_widths: Sequence[int]) -> int:
+    """What the numbers leave for each of the two columns of text; every column has three characters of frame."""
+    left = console_width - 1 - sum(width + 3 for width in trait_widths)
+    return max(_LEAST_TEXT_WIDTH, min(_MOST_TEXT_WIDTH, left // 2 - 3))
 
 
 def _response_cell(capture: Mapping[str, Any]) -> str:
