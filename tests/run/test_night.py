@@ -185,6 +185,7 @@ def test_a_second_process_is_refused_while_the_first_lives(undisturbed: Path) ->
 def test_the_first_ctrl_c_finishes_the_shard_the_second_stops_at_once(
     tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = signal.getsignal(signal.SIGINT)
     real = night_module._run_shard
     calls: list[int] = []
 
@@ -203,7 +204,7 @@ def test_the_first_ctrl_c_finishes_the_shard_the_second_stops_at_once(
     with pytest.raises(Interrupted, match="stopped at once"):
         _resume(run_dir)
     assert (calls, committed_shards(run_dir)) == ([0, 1], [0])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_full_disk_stops_in_one_line_and_resumes_when_there_is_room(
@@ -275,7 +276,7 @@ def test_a_first_batch_too_wide_for_the_memory_is_narrowed_before_the_run_is_fro
     monkeypatch.setattr(timing_module, "decode", decode)
     monkeypatch.setattr(engine_module, "decode", decode)
     run_dir = run_suite(write_suite(tmp_path, tiny_directory), tmp_path / "runs", batch_size=16, shard_size=16)
-    assert json.loads((run_dir / "plan.json").read_text())["batch_width"] == 4
+    assert json.loads((run_dir / "plan.json").read_text())["batch_width"] == 3
     assert run_status(run_dir)["counts"] == {"ok": N_GENERATIONS, "missing": 0}
 
 
