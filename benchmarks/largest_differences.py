@@ -1,4 +1,7 @@
-"""Prints the table of docs/accuracy.md: how far captured numbers are from independent passes, per architecture."""
+"""Prints the table of docs/accuracy.md: how far captured numbers are from independent passes, per architecture.
+
+``largest_differences.py MODEL ARCHITECTURE`` prints the row of one more model, e.g. ``./gemma.gguf gemma3``.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from traitscope.model.capture import ReaderBank
 from traitscope.model.decode import Decoded, decode
 from traitscope.model.loading import LanguageModel, load_model
 from traitscope.model.sampling import Sampling
+from traitscope.suite.file import BASE_TEMPLATE
+from traitscope.suite.rendering import PromptStyle, render
 
 WIDTHS = (1, 3, 8)
 LENGTHS = (1, 17, 4, 9, 2, 13, 8, 6)
@@ -34,20 +39,23 @@ TEXTS = (
 
 
 def main() -> None:
+    if len(sys.argv) == 3:
+        print(real_row(sys.argv[1], sys.argv[2]))
+        return
     print("| model | tokens equal | score | norm | writes | logprob |\n|---|---|---|---|---|---|")
     random = np.random.default_rng(0)
     prompts = [random.integers(45, VOCAB, size=length).tolist() for length in LENGTHS]
     for architecture in CONFIGS:
         model = load_model(tiny_model(architecture), tiny_tokenizer())
         print(row(f"tiny {architecture}", architecture, ending_early(model, prompts), prompts, 12), flush=True)
-    model = load_model("smollm2-135m", device="cpu", dtype="float32")
-    chats = [
-        model.tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)[
-            "input_ids"
-        ]
-        for text in TEXTS
-    ]
-    print(row("SmolLM2-135M-Instruct", "llama", model, chats, 50))
+    print(real_row("smollm2-135m", "llama"))
+
+
+def real_row(name: str, architecture: str) -> str:
+    model = load_model(name, device="cpu", dtype="float32")
+    style = PromptStyle(None, {}, BASE_TEMPLATE)
+    prompts = [render(model.tokenizer, [{"role": "user", "content": text}], style).token_ids for text in TEXTS]
+    return row(Path(name).name, architecture, model, prompts, 50)
 
 
 def ending_early(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> LanguageModel:
