@@ -136,7 +136,7 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
         (
             "memory",
             f"weights {human_bytes(sizes['weights'])}, cache at most {human_bytes(sizes['cache'])}, "
-            f"in all about {human_bytes(sizes['peak'])}",
+            f"scores of a batch {human_bytes(sizes['scores'])}, in all about {human_bytes(sizes['peak'])}",
         ),
         ("disk", f"at most about {human_bytes(sizes['disk'])}"),
         (

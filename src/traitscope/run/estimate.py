@@ -10,8 +10,9 @@ from traitscope.run.prepare import Prepared
 from traitscope.run.timing import seconds_range
 
 _PROCESS_BYTES = 700_000_000
-_DISK_BYTES_PER_SCORE = 2.2
-_DISK_BYTES_PER_WRITE = 3.8
+# As measured on the reference night, rounded up.
+_DISK_BYTES_PER_SCORE = 1.6
+_DISK_BYTES_PER_WRITE = 3.0
 _DISK_BYTES_PER_TOKEN = 12
 _DISK_BYTES_PER_GENERATION = 3_000
 
@@ -52,6 +53,7 @@ def describe_plan(prepared: Prepared, batch_size: int | None) -> dict[str, Any]:
         "bytes": {
             "weights": facts.weight_bytes(dtype.itemsize),
             "cache": width * longest * facts.cache_bytes_per_token(dtype.itemsize),
+            "scores": _score_bytes(prepared, n_checkpoints, width * longest),
             "peak": _PROCESS_BYTES
             + facts.weight_bytes(dtype.itemsize)
             + width * facts.bytes_per_row(longest, dtype.itemsize),
@@ -68,8 +70,14 @@ def _template_line(prepared: Prepared) -> str:
     return f"no chat template: prompts are put as {prepared.loaded.suite.base_template!r}"
 
 
+def _score_bytes(prepared: Prepared, n_checkpoints: int, n_positions: int) -> int:
+    """What one batch captures: own scores, scores at R and the norm, float32, for each position."""
+    return n_positions * n_checkpoints * (2 * len(prepared.plan.traits) + 1) * 4
+
+
 def _disk_bytes(prepared: Prepared, n_checkpoints: int) -> int:
-    total = 0.0
+    d_model = prepared.config.get_text_config().hidden_size
+    total = 2.0 * len(prepared.plan.traits) * n_checkpoints * d_model * 4  # readers and steerers
     for generation in prepared.plan.runnable:
         n_positions = generation.n_prompt + generation.most_response_tokens
         states = n_positions * n_checkpoints

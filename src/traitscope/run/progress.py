@@ -29,7 +29,7 @@ class Reporter:
         self._progress: Progress | None = None
         self._bar: TaskID | None = None
         self._what, self._unit = "", ""
-        self._done, self._total = 0, 0
+        self._done, self._total, self._offset = 0, 0, 0
         self._started = self._last_line = 0.0
         self._note = ""
 
@@ -48,7 +48,8 @@ class Reporter:
     def begin(self, what: str, total: int, unit: str, done: int = 0) -> None:
         """A stage with ``total`` units of work, ``done`` of them before this session."""
         self.end()
-        self._what, self._unit, self._total, self._done = what, unit, total, 0
+        self._what, self._unit = what, unit
+        self._done, self._total, self._offset = 0, total, done
         self._started = self._last_line = time.monotonic()
         self._note = ""
         if self._live:
@@ -65,7 +66,6 @@ class Reporter:
             )
             self._bar = self._progress.add_task(what, total=total, completed=done, note="")
             self._progress.start()
-        self._offset = done
 
     def advance(self, count: int) -> None:
         """``count`` units of the stage are done."""
