@@ -60,6 +60,23 @@ def test_a_file_is_hashed_again_only_when_it_changed(
     assert sha256_of_file(file) != first
 
 
+def test_the_hubs_own_digest_stands_for_a_downloaded_file(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = "ab" * 32
+    blob = tmp_path / "blobs" / digest
+    blob.parent.mkdir()
+    blob.write_bytes(b"weights")
+    for folder, target in (("linked", blob), ("copied", None)):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "model.safetensors"
+        file.symlink_to(target) if target else file.write_bytes(b"weights")
+    linked, copied = (tmp_path / folder for folder in ("linked", "copied"))
+    of_copy = fingerprint_module._digest_of_files(copied.iterdir())
+    monkeypatch.setattr(fingerprint_module, "sha256_of_file", None)
+    assert fingerprint_module._digest_of_files(linked.iterdir()) not in (None, of_copy)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -21,10 +21,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nights import failing, quiet, run_suite, tables_digest, write_suite
-from traitscope.captures.files import committed_shards, done_file
+from traitscope.captures.files import committed_shards, done_file, shard_file
 from traitscope.captures.reading import open_run
+from traitscope.captures.schema import SHARD_TABLES
 from traitscope.captures.summaries import mean_z, summary_of
 from traitscope.errors import InputError, RunError
 from traitscope.run import commit as commit_module
@@ -293,6 +296,21 @@ def test_damaged_shards_are_found_by_size_and_by_checksum(undisturbed: Path, tmp
     with pytest.raises(RunError, match=r"shard 0001: .* bytes instead of"):
         _resume(run_dir, deep=False)
     done_file(run_dir, 1).unlink()
+    _resume(run_dir)
+    assert tables_digest(run_dir) == tables_digest(undisturbed)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lost=st.sets(st.integers(0, 15)), leftovers=st.sets(st.sampled_from(SHARD_TABLES)))
+def test_whatever_shards_are_missing_a_resume_completes_the_same_run(
+    undisturbed: Path, tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path, lost: set[int], leftovers: set[str]
+) -> None:
+    run_dir = tmp_path_factory.mktemp("partial") / "run"
+    shutil.copytree(undisturbed, run_dir)
+    for shard in lost:
+        done_file(run_dir, shard).unlink()
+        for table in set(SHARD_TABLES) - leftovers:
+            shard_file(run_dir, shard, table).unlink()
     _resume(run_dir)
     assert tables_digest(run_dir) == tables_digest(undisturbed)
 

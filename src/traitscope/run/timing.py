@@ -77,7 +77,7 @@ def seconds_range(
 def _flops(facts: ModelFacts, device: torch.device, dtype: torch.dtype, n_rows: int) -> float:
     """FLOP/s of ``[n_rows, d_model] @ [d_model, d_mlp]``, cycling through weights larger than the caches.
 
-    The fastest cycle counts: what else the machine does at the moment would be multiplied into the night.
+    The fastest product counts: what else the machine does at the moment would be multiplied into the night.
     """
     n_weights = max(2, int(64e6 // (facts.d_model * facts.d_mlp * dtype.itemsize)) + 1)
     weights = [torch.ones(facts.d_model, facts.d_mlp, device=device, dtype=dtype) for _ in range(n_weights)]
@@ -88,9 +88,9 @@ def _flops(facts: ModelFacts, device: torch.device, dtype: torch.dtype, n_rows: 
     synchronise()
     fastest, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < _MEASURE_SECONDS:
-        started = time.perf_counter()
         for weight in weights:
+            started = time.perf_counter()
             states @ weight
-        synchronise()
-        fastest = min(fastest, time.perf_counter() - started)
-    return len(weights) * 2 * n_rows * facts.d_model * facts.d_mlp / fastest
+            synchronise()
+            fastest = min(fastest, time.perf_counter() - started)
+    return 2 * n_rows * facts.d_model * facts.d_mlp / fastest
