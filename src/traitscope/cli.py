@@ -19,6 +19,7 @@ from traitscope.errors import InputError, TraitscopeError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from traitscope.run.prepare import Prepared
     from traitscope.suite.file import LoadedSuite
 
 app = typer.Typer(
@@ -69,17 +70,20 @@ def run(
     """Run a suite in one pass, or go on with a run."""
     width = _auto_or_number("--batch-size", batch_size)
     per_shard = _auto_or_number("--shard-size", shard_size)
-    if dry_run:
-        _show_plan(suite or _DEFAULT_SUITE, model, max_new_tokens, device, dtype, width, as_json)
-        return
     if resume is not None:
+        if width or per_shard or dry_run:
+            raise InputError("--batch-size, --shard-size and --dry-run do not go with --resume: the run is frozen")
         _resume(resume, suite, model, max_new_tokens, device, dtype, retry_failed=retry_failed, deep=deep)
         _finish(resume, as_json)
         return
     if retry_failed or deep:
         raise InputError("--retry-failed and --deep need --resume RUN_DIR")
     loaded = _loaded_suite(suite or _DEFAULT_SUITE, model, max_new_tokens)
-    run_dir = _start(loaded, out, device, dtype, width, per_shard, allow_foreign, trust_remote_code)
+    if dry_run:
+        _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code), width, as_json)
+        return
+    prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code)
+    run_dir = _start(prepared, out, batch_size=width, shard_size=per_shard, allow_foreign=allow_foreign)
     _finish(run_dir, as_json)
 
 
@@ -91,10 +95,14 @@ def plan(
     dtype: Dtype = "auto",
     batch_size: AutoOrNumber = "auto",
     max_new_tokens: MaxNewTokens = None,
+    allow_foreign: AllowForeign = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a suite comes down to and what it will cost, without loading the model."""
-    _show_plan(suite, model, max_new_tokens, device, dtype, _auto_or_number("--batch-size", batch_size), as_json)
+    width = _auto_or_number("--batch-size", batch_size)
+    loaded = _loaded_suite(suite, model, max_new_tokens)
+    _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code), width, as_json)
 
 
 @app.command()
@@ -121,7 +129,8 @@ def capture(
     suite = Suite(name="capture", traits=named, experiments=[experiment])
     loaded = LoadedSuite(suite, Path()).with_overrides(model=model, max_new_tokens=max_new_tokens)
     width = _auto_or_number("--batch-size", batch_size)
-    run_dir = _start(loaded, out, device, dtype, width, None, allow_foreign, trust_remote_code)
+    prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code)
+    run_dir = _start(prepared, out, batch_size=width, shard_size=None, allow_foreign=allow_foreign)
     _finish(run_dir, as_json)
 
 
@@ -242,29 +251,28 @@ def _loaded_suite(name: str, model: str | None, max_new_tokens: int | None) -> L
     return load_suite(name).with_overrides(model=model, max_new_tokens=max_new_tokens)
 
 
-def _start(
-    loaded: LoadedSuite,
-    out: Path,
-    device: str,
-    dtype: str,
-    batch_size: int | None,
-    shard_size: int | None,
-    allow_foreign: bool,
-    trust_remote_code: bool,
-) -> Path:
+def _prepared(loaded: LoadedSuite, device: str, dtype: str, allow_foreign: bool, trust_remote_code: bool) -> Prepared:
     with _quick_imports():
-        from traitscope.run.night import start_run
-        from traitscope.run.prepare import check_writable, prepare
-        from traitscope.run.progress import default_reporter
+        from traitscope.run.prepare import prepare
 
-        prepared = prepare(
+        return prepare(
             loaded,
             device=device,
             dtype=dtype,
             allow_foreign=allow_foreign,
             trust_remote_code=trust_remote_code,
         )
-        check_writable(out)
+
+
+def _start(
+    prepared: Prepared, out: Path, *, batch_size: int | None, shard_size: int | None, allow_foreign: bool
+) -> Path:
+    with _quick_imports():
+        from traitscope.run.night import start_run
+        from traitscope.run.prepare import check_writable
+        from traitscope.run.progress import default_reporter
+
+    check_writable(out)
     return start_run(
         prepared,
         out=out,
@@ -307,21 +315,11 @@ def _finish(run_dir: Path, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _show_plan(
-    suite: str,
-    model: str | None,
-    max_new_tokens: int | None,
-    device: str,
-    dtype: str,
-    batch_size: int | None,
-    as_json: bool,
-) -> None:
+def _show_plan(prepared: Prepared, batch_size: int | None, as_json: bool) -> None:
     with _quick_imports():
         from traitscope.report.terminal import print_plan
         from traitscope.run.estimate import describe_plan
-        from traitscope.run.prepare import prepare
 
-        prepared = prepare(_loaded_suite(suite, model, max_new_tokens), device=device, dtype=dtype)
         described = describe_plan(prepared, batch_size)
     if as_json:
         _print_json(described)
