@@ -127,7 +127,7 @@ def capture(
         raise InputError("--traits: name at least one trait")
     experiment = Experiment(name=prompts_file.stem or "capture", prompts=str(prompts_file.absolute()))
     suite = Suite(name="capture", traits=named, experiments=[experiment])
-    loaded = LoadedSuite(suite, Path()).with_overrides(model=model, max_new_tokens=max_new_tokens)
+    loaded = LoadedSuite(suite, Path(), "capture").with_overrides(model=model, max_new_tokens=max_new_tokens)
     width = _auto_or_number("--batch-size", batch_size)
     prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code)
     run_dir = _start(prepared, out, batch_size=width, shard_size=None, allow_foreign=allow_foreign)
@@ -159,7 +159,7 @@ def init(
     source = built_in_suite_folder(_DEFAULT_SUITE)
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
     if standing := [file for file in files if (directory / file).exists()]:
-        raise InputError(f"{directory / standing[0]} exists already; choose another directory")
+        raise InputError(f"{directory}: {standing[0]} exists already there; choose another directory")
     try:
         for file in files:
             (directory / file).parent.mkdir(parents=True, exist_ok=True)
@@ -354,6 +354,6 @@ def main() -> None:
     except TraitscopeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
+    except KeyboardInterrupt as stop:
+        typer.echo(str(stop) or "stopped", err=True)
         sys.exit(130)

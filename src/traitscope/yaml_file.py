@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,7 +92,9 @@ def _first_problem(
     field = ".".join(str(part) for part in location) or "the file"
     place = f"{where}, line {line}: {field}"
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key; {near_names(str(problem['loc'][-1]), _field_names(model))}"
+        return f"{place}: {_unknown_key(str(problem['loc'][-1]), model)}"
+    if problem["type"] == "model_type":
+        return f"{place}: must be a mapping of keys to values"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message[0].lower()}{message[1:]}"
 
@@ -106,13 +108,20 @@ def _place(location: Sequence[str | int], lines: dict[Location, int]) -> tuple[L
     return found, lines[found]
 
 
-def _field_names(model: type[pydantic.BaseModel], seen: Collection[type] = ()) -> set[str]:
-    names = set(model.model_fields)
-    for field in model.model_fields.values():
+def _unknown_key(key: str, model: type[pydantic.BaseModel]) -> str:
+    homes = _field_homes(model)
+    if key in homes:
+        return f"unknown key here; it belongs under {homes[key] or 'the top of the file'}"
+    return f"unknown key; {near_names(key, homes)}"
+
+
+def _field_homes(model: type[pydantic.BaseModel], path: str = "") -> dict[str, str]:
+    """Every field's name in ``model`` and the models inside it, and where it belongs."""
+    homes = dict.fromkeys(model.model_fields, path)
+    for name, field in model.model_fields.items():
         for nested in _models_in(field.annotation):
-            if nested not in seen:
-                names |= _field_names(nested, (*seen, model))
-    return names
+            homes = {**_field_homes(nested, f"{path}.{name}" if path else name), **homes}
+    return homes
 
 
 def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:

@@ -111,6 +111,16 @@ def test_a_half_finished_run_is_readable(run_dir: Path, tmp_path: Path) -> None:
     assert "nothing yet" in repr(open_run(tmp_path / "half"))
 
 
+def test_a_state_that_was_not_captured_is_refused_instead_of_empty(
+    tmp_path: Path, tiny_directory: Path, tiny_cache: Path
+) -> None:
+    experiment = {"name": "few", "prompts": ["Hi"], "capture": {"scores": {"layers": 0}}}
+    few = open_run(run_suite(write_suite(tmp_path, tiny_directory, experiments=[experiment]), tmp_path / "runs"))
+    assert len(few.score("loudness", 0)) > 0
+    with pytest.raises(InputError, match=r"resid_mid\.2 was not captured .*captured: resid_pre\.0, resid_mid\.0"):
+        few.score("loudness", 2, "resid_mid")
+
+
 def test_capture_in_memory_gives_what_a_run_gives(
     run: Run, tiny_directory: Path, shared_cache: Path, tiny_cache: Path
 ) -> None:
@@ -140,3 +150,5 @@ def test_capture_takes_messages_responses_and_fitted_vectors(
     assert np.isfinite(given.logprob[given.phase == "response"]).all()
     with pytest.raises(InputError, match="prompts is empty"):
         capture(model, [], [vectors])
+    with pytest.raises(InputError, match="prompts must be a list"):
+        capture(model, "Hi", [vectors])

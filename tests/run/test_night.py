@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nights import failing, quiet, run_suite, tables_digest, write_suite
-from traitscope.captures.files import committed_shards, done_file, shard_file
+from traitscope.captures.files import committed_shards, done_file, read_sessions, shard_file
 from traitscope.captures.reading import open_run
 from traitscope.captures.schema import SHARD_TABLES
 from traitscope.captures.summaries import mean_z, summary_of
@@ -117,6 +117,9 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(tmp_path: Path, tiny_dir
     assert len({len(shards) for shards in committed}) >= 10, "the kills did not fall into the work"
     assert tables_digest(run_dir) == tables_digest(run_suite(suite, tmp_path / "undisturbed"))
     assert not [path for path in run_dir.rglob("*") if path.suffix == ".tmp"]
+    ends = [session["ended_by"] for session in read_sessions(run_dir)]
+    assert ends.count("killed") >= 10
+    assert ends[-1] == "finished"
 
 
 def _start_in_child(suite: Path, out: Path, cache: str) -> None:
@@ -189,24 +192,26 @@ def test_the_first_ctrl_c_finishes_the_shard_the_second_stops_at_once(
     tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
-    real = night_module._run_shard
+    real = engine_module.decode
     calls: list[int] = []
 
-    def interrupting(frozen: Any, number: int, *rest: Any) -> None:
-        calls.append(number)
-        os.kill(os.getpid(), signal.SIGINT)
-        if number == 1:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        """Ctrl-C inside the first batch, and twice inside the second one, where an exception means a bad row."""
+        calls.append(1)
+        for _ in range(len(calls)):
             os.kill(os.getpid(), signal.SIGINT)
-        real(frozen, number, *rest)
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr(night_module, "_run_shard", interrupting)
+    monkeypatch.setattr(engine_module, "decode", interrupted)
     with pytest.raises(Interrupted, match=r"stopped with 15 of 16 shards to go\. Go on with: traitscope run --resume"):
         run_suite(write_suite(tmp_path, tiny_directory), tmp_path / "runs")
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert committed_shards(run_dir) == [0]
     with pytest.raises(Interrupted, match="stopped at once"):
         _resume(run_dir)
-    assert (calls, committed_shards(run_dir)) == ([0, 1], [0])
+    assert (len(calls), committed_shards(run_dir)) == (2, [0])
+    assert run_status(run_dir)["counts"] == {"ok": 2, "missing": N_GENERATIONS - 2}
+    assert [session["ended_by"] for session in read_sessions(run_dir)] == ["interrupted", "interrupted"]
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -64,6 +64,12 @@ def test_flags_hold_in_every_experiment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
+        ("system: Be", "steer: {}\nsystem: Be", r"line 4: steer: unknown key here; it belongs under experiments"),
+        (
+            "name: one",
+            "name: one\n    internals: all",
+            r"line 7: experiments\.0\.internals: unknown key here; it belongs under experiments\.capture",
+        ),
         ("system: Be", "sistem: Be", r"line 4: sistem: unknown key; did you mean .*system"),
         ("samples: 3", "sampels: 3", r"line 8: experiments\.0\.generation\.sampels: unknown key; .*samples"),
         ("max_new_tokens: 8", "max_new_tokens: 0", r"line 3: generation\.max_new_tokens: .*greater than or equal to 1"),
@@ -80,10 +86,10 @@ def test_errors_name_line_and_key(tmp_path: Path, before: str, after: str, messa
         load_suite(str(_suite(tmp_path, GOOD.replace(before, after, 1))))
 
 
-@pytest.mark.parametrize("layers", ["'4'", "[]", "some", "[1, x]", "true"])
+@pytest.mark.parametrize("layers", ["'4'", "[]", "some", "[1, x]", "true", "1.5", "null", "{a: 1}"])
 def test_layers_of_no_known_form(tmp_path: Path, layers: str) -> None:
     text = GOOD.replace("name: one", f"name: one\n    capture: {{scores: {{layers: {layers}}}}}")
-    with pytest.raises(InputError, match="layer"):
+    with pytest.raises(InputError, match=r"line 7: experiments\.0\.capture\.scores\.layers: .*layer"):
         load_suite(str(_suite(tmp_path, text)))
 
 

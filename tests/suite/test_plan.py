@@ -83,10 +83,25 @@ def test_a_prompt_that_leaves_no_room_is_too_long_and_the_rest_runs(tmp_path: Pa
     assert [g.status for g in _plan(tmp_path, suite, n_short + 9).generations] == ["too_long", "too_long"]
 
 
+def test_a_longest_response_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
+    suite = {"traits": ["x"], "generation": {"max_new_tokens": 64}, "experiments": [_experiment("a", ["Hi"])]}
+    with pytest.raises(InputError, match=r"experiment a: generation\.max_new_tokens: 64 leaves no room .* of 64"):
+        _plan(tmp_path, suite, context_length=64)
+
+
+def test_template_arguments_that_nobody_reads_are_refused(tmp_path: Path) -> None:
+    suite = {"traits": ["x"], "template": {"enable_thinkng": True}, "experiments": [_experiment("a", ["Hi"])]}
+    with pytest.raises(InputError, match=r"template\.enable_thinkng: the chat template does not read it"):
+        _plan(tmp_path, suite)
+
+
 def test_layers_out_of_range_and_expectations_of_other_traits_are_refused(tmp_path: Path) -> None:
     wrong = _experiment("a", ["Hi"], capture={"scores": {"layers": [9]}})
-    with pytest.raises(InputError, match=r"experiment a, capture\.scores\.layers: layer 9 is out of range.*0 to 3"):
+    with pytest.raises(InputError, match=r"experiment a: capture\.scores\.layers: layer 9 is out of range.*0 to 3"):
+        _plan(tmp_path, {"traits": ["x"], "experiments": [wrong]})
+    wrong = _experiment("a", ["Hi"], capture={"scores": {"layers": "3-1"}})
+    with pytest.raises(InputError, match=r"layer range 3-1 runs backwards; write 1-3"):
         _plan(tmp_path, {"traits": ["x"], "experiments": [wrong]})
     wrong = _experiment("a", ["Hi"], expect={"z": "high"})
-    with pytest.raises(InputError, match="expect: z is not among its traits"):
+    with pytest.raises(InputError, match=r"suite\.yaml, experiment a: expect: z is not among the experiment's traits"):
         _plan(tmp_path, {"traits": ["x"], "experiments": [wrong]})

@@ -50,7 +50,11 @@ def test_messages_and_given_responses(tmp_path: Path) -> None:
         ("p.txt", "\n \n", "holds no prompt"),
         ("p.txt", b"ok\nbad \xff\n", "line 2: not UTF-8"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "line 2: no JSON"),
-        ("p.jsonl", '{"prompt": "a", "promt": "b"}\n', "line 1: promt"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "promt": "b"}\n',
+            "line 1: unknown field 'promt'; known: id, prompt, messages, response",
+        ),
         ("p.jsonl", '{"prompt": "a", "messages": []}\n', "either prompt or messages"),
         ("p.jsonl", '{"messages": [{"role": "robot", "content": "x"}]}\n', "role 'robot' is unknown"),
         ("p.jsonl", '{"prompt": "  "}\n', "line 1: the prompt is empty"),

@@ -116,11 +116,12 @@ class Run:
         layers and traits can be compared; it says nothing about single prompt tokens' own neutral spread.
 
         Raises:
-            InputError: unknown trait, layer or site.
+            InputError: unknown trait, layer or site, or one that no generation of this run captured.
         """
         calibration = self._calibration(trait)
         name = calibration.readout if layer == "readout" else self.checkpoint(layer, site)
         value = pl.col(f"score.{trait}")
+        self._refuse_uncaptured(trait, name)
         scores = (
             self.scores.filter((pl.col("checkpoint") == name) & value.is_not_null())
             .select("generation", value.alias("score"), pl.int_ranges(value.list.len()).alias("position"))
@@ -185,6 +186,13 @@ class Run:
             attrs={"generation": generation},
         )
         return dataset.set_xindex("resid_pre")
+
+    def _refuse_uncaptured(self, trait: str, checkpoint: str) -> None:
+        scored = self.scores.filter(pl.col(f"score.{trait}").is_not_null())
+        captured = set(scored.select(pl.col("checkpoint").unique()).collect()["checkpoint"])
+        if captured and checkpoint not in captured:
+            names = [name for name in self.checkpoints if name in captured]
+            raise InputError(f"{checkpoint} was not captured for {trait} in this run; captured: {', '.join(names)}")
 
     def _calibration(self, trait: str) -> TraitCalibration:
         if trait not in self.traits:

@@ -108,7 +108,7 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
             f"{kind} {human_seconds(seconds.get(kind, 0.0))}"
             for kind in ("loading", "fitting", "timing", "generating", "writing")
         ),
-        f"estimated at most {_estimated(cost['estimated_seconds'])} of generation, "
+        f"estimated {_estimated(cost['estimated_seconds'])} of generation if no response ends early, "
         f"took {human_seconds(seconds.get('generating', 0.0))}",
     ]
     if cost["peak_memory_bytes"]:
@@ -223,7 +223,7 @@ def print_status(console: Console, status: dict[str, Any]) -> None:
     if status["sessions"]:
         lines.append(
             f"{len(status['sessions'])} sessions, {human_seconds(generating)} of generation "
-            f"(at most {_estimated(status['estimated_seconds'])} was estimated)"
+            f"({_estimated(status['estimated_seconds'])} was estimated)"
         )
     lines += [f"{problem['status']}: {problem['at']}: {problem['error']}" for problem in status["problems"]]
     if status["state"] == "stopped":

@@ -39,7 +39,8 @@ def describe_plan(prepared: Prepared, batch_size: int | None) -> dict[str, Any]:
         "captures": len(plan.captures),
         "generations": len(plan.generations),
         "too_long": [
-            f"{capture.experiment}/{capture.prompt_id} ({capture.generation.n_prompt} tokens)"
+            f"{capture.experiment}/{capture.prompt_id} ({capture.generation.n_prompt} tokens of prompt and "
+            f"{capture.generation.most_response_tokens} of response)"
             for capture in plan.captures
             if capture.generation.status == "too_long"
         ],

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from traitscope.errors import TraitscopeError
 
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped by its user. Exit code 130, as for any program that ends on Ctrl-C.
 
-class Interrupted(TraitscopeError):
-    """The run was stopped by its user. Exit code 130, as for any program that ends on Ctrl-C."""
+    No ``except Exception`` may hold it: a batch that is interrupted has not failed.
+    """
 
     exit_code = 130
 

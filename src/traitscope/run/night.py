@@ -232,7 +232,7 @@ def _estimate_line(estimate: Mapping[str, Any], n_generations: int, n_batches: i
     counts = f"{n_generations} generations in {n_batches} batch{'es' if n_batches != 1 else ''}"
     if estimate["seconds"] is None:
         return f"{counts}: no estimate of the time"
-    return f"{counts}: at most {human_seconds(estimate['seconds'])} of generation, if no response ends early"
+    return f"{counts}: about {human_seconds(estimate['seconds'])} of generation if no response ends early"
 
 
 def _missing_shards(frozen: FrozenRun) -> list[int]:
@@ -245,6 +245,8 @@ def _run_shards(frozen: FrozenRun, model: LanguageModel, cost: SessionCost, repo
     events = EventLog(frozen.run_dir)
     missing = _missing_shards(frozen)
     events.add("session", shards=len(missing), pid=os.getpid(), host=socket.gethostname())
+    earlier = _earlier_sessions(frozen.run_dir)
+    _note_session(frozen.run_dir, earlier, cost, "running")
     ended_by = "error"
     try:
         with listening(reporter.say, resume_hint) as interruption, reporter:
@@ -252,6 +254,7 @@ def _run_shards(frozen: FrozenRun, model: LanguageModel, cost: SessionCost, repo
             engine = Engine(model, bank_of(frozen.vectors), on_tokens=reporter.advance)
             for number in missing:
                 _run_shard(frozen, number, model, engine, cost, reporter, events)
+                _note_session(frozen.run_dir, earlier, cost, "running")
                 _stop_if_asked(interruption, frozen, resume_hint)
         ended_by = "finished"
     except Interrupted:
@@ -260,7 +263,7 @@ def _run_shards(frozen: FrozenRun, model: LanguageModel, cost: SessionCost, repo
     except RunError as error:
         raise RunError(f"{error}; committed shards are safe. {resume_hint}") from error
     finally:
-        _note_session(frozen.run_dir, cost.described(ended_by))
+        _note_session(frozen.run_dir, earlier, cost, ended_by)
         events.add("session_end", ended_by=ended_by)
 
 
@@ -321,10 +324,16 @@ def _stop_if_asked(interruption: Interruption, frozen: FrozenRun, resume_hint: s
         raise Interrupted(f"stopped with {left} of {len(frozen.shards)} shards to go. {resume_hint}")
 
 
-def _note_session(run_dir: Path, session: dict[str, Any]) -> None:
-    """Add the session to ``run.json``; a full disk must not hide why the run ended."""
+def _earlier_sessions(run_dir: Path) -> list[dict[str, Any]]:
+    """The sessions before this one; under the run's lock, one that says it is running was killed."""
+    sessions = read_sessions(run_dir)
+    return [{**s, "ended_by": "killed"} if s["ended_by"] == "running" else s for s in sessions]
+
+
+def _note_session(run_dir: Path, earlier: list[dict[str, Any]], cost: SessionCost, ended_by: str) -> None:
+    """Put the session into ``run.json``; a full disk must not hide why the run ended."""
     with suppress(RunError):
-        write_json(run_dir / "run.json", {"sessions": [*read_sessions(run_dir), session]})
+        write_json(run_dir / "run.json", {"sessions": [*earlier, cost.described(ended_by)]})
 
 
 def peak_memory_bytes() -> int:

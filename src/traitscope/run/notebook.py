@@ -63,10 +63,11 @@ def capture(
     Raises:
         InputError: unknown trait, empty prompt, wrong settings, vectors of another model.
     """
-    if not prompts:
-        raise InputError("capture: prompts is empty")
-    if not traits:
-        raise InputError("capture: traits is empty")
+    for name, given in (("prompts", prompts), ("traits", traits)):
+        if isinstance(given, (str, Mapping)):
+            raise InputError(f"capture: {name} must be a list")
+        if not given:
+            raise InputError(f"capture: {name} is empty")
     fitted = _vectors(model, traits, base_template)
     settings = checked(
         GenerationSettings,
@@ -91,6 +92,7 @@ def capture(
                 experiments=[Experiment(name="capture", prompts=[_item(prompt) for prompt in prompts])],
             ),
             Path(),
+            "capture",
         ),
         model.tokenizer,
         trait_name=lambda name: name,

@@ -92,7 +92,10 @@ def _find_traits(loaded: LoadedSuite) -> dict[str, TraitReference]:
     given = dict.fromkeys(
         reference for experiment in loaded.suite.experiments for reference in loaded.shared(experiment, "traits")
     )
-    found = {reference: find_trait(reference, loaded.folder) for reference in given}
+    try:
+        found = {reference: find_trait(reference, loaded.folder) for reference in given}
+    except InputError as error:
+        raise InputError(f"{loaded.label}: traits: {error}") from None
     files: dict[str, Path] = {}
     for reference in found.values():
         other = files.setdefault(reference.name, reference.path)

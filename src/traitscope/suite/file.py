@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -57,9 +57,9 @@ class ScoresCapture(_Strict):
 
     layers: LayerSpec = Field("all", description="layers whose checkpoints are kept")
 
-    @field_validator("layers")
+    @field_validator("layers", mode="before")
     @classmethod
-    def _layers_have_a_form(cls, layers: LayerSpec) -> LayerSpec:
+    def _layers_have_a_form(cls, layers: Any) -> Any:
         if problem := layer_spec_problem(layers):
             raise ValueError(problem)
         return layers
@@ -155,10 +155,11 @@ class Suite(_Shared):
 
 @dataclass(frozen=True)
 class LoadedSuite:
-    """A suite and the folder that its relative paths start from."""
+    """A suite, the folder that its relative paths start from, and what messages call it."""
 
     suite: Suite
     folder: Path
+    label: str
 
     def settings(self, experiment: Experiment) -> GenerationSettings:
         """The suite's generation settings with the experiment's on top.
@@ -170,7 +171,7 @@ class LoadedSuite:
             **self.suite.generation.model_dump(),
             **experiment.generation.model_dump(exclude_none=True),
         }
-        return checked(GenerationSettings, merged, f"suite, experiment {experiment.name}, generation")
+        return checked(GenerationSettings, merged, f"{self.label}, experiment {experiment.name}, generation")
 
     def shared(self, experiment: Experiment, field: str) -> Any:
         """``system``, ``template``, ``base_template`` or ``traits`` as it holds for the experiment."""
@@ -199,7 +200,7 @@ class LoadedSuite:
                 e.model_copy(update={"generation": e.generation.model_copy(update=updated)})
                 for e in self.suite.experiments
             ]
-        return LoadedSuite(self.suite.model_copy(update=changes), self.folder)
+        return replace(self, suite=self.suite.model_copy(update=changes))
 
 
 def checked(model: type[Model], values: Any, where: str) -> Model:
@@ -213,6 +214,8 @@ def checked(model: type[Model], values: Any, where: str) -> Model:
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise InputError(f"{where}: unknown field {field!r}; known: {', '.join(model.model_fields)}") from None
         message = problem["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {field + ': ' if field else ''}{message}") from None
 
@@ -239,4 +242,4 @@ def load_suite(name_or_path: str) -> LoadedSuite:
                 f"suite {name_or_path}: no such file and no built-in suite; "
                 + near_names(name_or_path, BUILT_IN_SUITES)
             )
-    return LoadedSuite(read_model(path, Suite, "suite"), path.parent)
+    return LoadedSuite(read_model(path, Suite, "suite"), path.parent, f"suite {path}")

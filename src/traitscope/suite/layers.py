@@ -13,12 +13,15 @@ LayerSpec = StrictInt | StrictStr | list[StrictInt | StrictStr]
 _RANGE = re.compile(r"(\d+)-(\d+)")
 
 
-def layer_spec_problem(spec: LayerSpec) -> str | None:
+def layer_spec_problem(spec: object) -> str | None:
     """What is wrong with the form of ``spec``, or None."""
+    if spec == []:
+        return "an empty list asks for no layer"
     for part in spec if isinstance(spec, list) else [spec]:
-        if isinstance(part, str) and part not in ("all", "readout") and not _RANGE.fullmatch(part):
+        named = isinstance(part, str) and (part in ("all", "readout") or _RANGE.fullmatch(part))
+        if not named and (isinstance(part, bool) or not isinstance(part, int)):
             return f"{part!r} is no layer: use all, readout, a number, a range like 4-12, or a list of these"
-    return "an empty list asks for no layer" if spec == [] else None
+    return None
 
 
 def select_layers(spec: LayerSpec, n_layers: int, readout_layers: Iterable[int]) -> frozenset[int]:
@@ -45,6 +48,8 @@ def _numbered(part: int | str, n_layers: int) -> range:
         matched = _RANGE.fullmatch(part)
         assert matched is not None
         first, last = int(matched[1]), int(matched[2])
+        if first > last:
+            raise InputError(f"layer range {part} runs backwards; write {last}-{first}")
     if not 0 <= first <= last < n_layers:
         raise InputError(f"layer {part} is out of range: the model has layers 0 to {n_layers - 1}")
     return range(first, last + 1)

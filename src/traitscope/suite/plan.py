@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +13,13 @@ from traitscope.errors import InputError
 from traitscope.suite.file import Experiment, GenerationSettings, LoadedSuite
 from traitscope.suite.layers import LayerSpec, select_layers
 from traitscope.suite.prompts import Message, Prompt, read_prompts
-from traitscope.suite.rendering import PromptStyle, Rendered, render, tokenise_response
+from traitscope.suite.rendering import (
+    PromptStyle,
+    Rendered,
+    check_template_arguments,
+    render,
+    tokenise_response,
+)
 
 
 @dataclass(frozen=True)
@@ -128,10 +135,14 @@ def make_plan(
     captures: list[PlannedCapture] = []
     for experiment in loaded.suite.experiments:
         traits = tuple(dict.fromkeys(trait_name(t) for t in loaded.shared(experiment, "traits")))
-        _check_experiment(experiment, traits, n_layers)
         settings = loaded.settings(experiment)
         style = PromptStyle(*(loaded.shared(experiment, f) for f in ("system", "template", "base_template")))
-        for prompt in read_prompts(experiment, loaded.folder):
+        with _naming(f"{loaded.label}, experiment {experiment.name}"):
+            _check_experiment(experiment, traits, n_layers)
+            _check_settings(settings, context_length)
+            check_template_arguments(tokenizer, style)
+            prompts = read_prompts(experiment, loaded.folder)
+        for prompt in prompts:
             rendered = render(tokenizer, prompt.messages, style)
             response = None if prompt.response is None else tokenise_response(tokenizer, prompt.response)
             for key in _keys(rendered, response, settings):
@@ -150,16 +161,29 @@ def make_plan(
     return Plan(tuple(captures), tuple(merged.values()), all_traits)
 
 
-def _check_experiment(experiment: Experiment, traits: Sequence[str], n_layers: int) -> None:
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put ``where`` in front of what is refused inside the block."""
     try:
-        select_layers(experiment.capture.scores.layers, n_layers, [])
+        yield
     except InputError as error:
-        raise InputError(f"suite, experiment {experiment.name}, capture.scores.layers: {error}") from None
+        raise InputError(f"{where}: {error}") from None
+
+
+def _check_experiment(experiment: Experiment, traits: Sequence[str], n_layers: int) -> None:
+    with _naming("capture.scores.layers"):
+        select_layers(experiment.capture.scores.layers, n_layers, [])
     for expected in experiment.expect:
         if expected not in traits:
-            raise InputError(
-                f"suite, experiment {experiment.name}, expect: {expected} is not among its traits ({', '.join(traits)})"
-            )
+            raise InputError(f"expect: {expected} is not among the experiment's traits ({', '.join(traits)})")
+
+
+def _check_settings(settings: GenerationSettings, context_length: int | None) -> None:
+    if context_length is not None and settings.max_new_tokens >= context_length:
+        raise InputError(
+            f"generation.max_new_tokens: {settings.max_new_tokens} leaves no room for a prompt in the model's "
+            f"context of {context_length}"
+        )
 
 
 def _keys(rendered: Rendered, response: tuple[int, ...] | None, settings: GenerationSettings) -> list[GenerationKey]:

@@ -37,7 +37,7 @@ def read_prompts(experiment: Experiment, folder: Path) -> list[Prompt]:
         path = (folder / Path(experiment.prompts).expanduser()).resolve()
         where, numbered = f"prompt file {path}", _items_of_file(path)
     else:
-        where = f"experiment {experiment.name}, prompts"
+        where = "prompts"
         numbered = ((f"item {n}", _item(entry)) for n, entry in enumerate(experiment.prompts, start=1))
     prompts = [_prompt(item, str(n), f"{where}, {place}") for n, (place, item) in enumerate(numbered, start=1)]
     if not prompts:

@@ -39,6 +39,35 @@ def has_chat_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def check_template_arguments(tokenizer: Any, style: PromptStyle) -> None:
+    """Refuse arguments that the chat template never reads: a misspelt one would go unnoticed for a whole night.
+
+    Raises:
+        InputError: names the argument and those that the template reads.
+    """
+    if not style.template:
+        return
+    if not has_chat_template(tokenizer):
+        raise InputError("template: this model has no chat template that could read arguments")
+    read = _template_variables(tokenizer.chat_template)
+    unread = [] if read is None else sorted(set(style.template) - read)
+    if read is not None and unread:
+        known = ", ".join(sorted(read))
+        raise InputError(f"template.{unread[0]}: the chat template does not read it; it reads {known}")
+
+
+def _template_variables(template: Any) -> set[str] | None:
+    """The variables that a template reads, or None where it cannot be told."""
+    import jinja2
+    import jinja2.meta
+
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"])
+    try:
+        return jinja2.meta.find_undeclared_variables(environment.parse(template))
+    except (jinja2.TemplateError, TypeError, AttributeError):
+        return None  # tags of transformers' own, or several templates in one tokenizer
+
+
 def render(tokenizer: Any, messages: Sequence[Message], style: PromptStyle) -> Rendered:
     """Render messages with the chat template and its generation prompt, or with the base model's form.
 
