@@ -348,7 +348,9 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Run the command line; errors that a user can mend are one line on stderr."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    warnings = logging.StreamHandler(sys.stderr)
+    warnings.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("traitscope").handlers = [warnings]
     try:
         app()
     except TraitscopeError as error:

@@ -90,6 +90,15 @@ def test_names_that_mean_no_model(name: str, message: str) -> None:
         load_model(name)
 
 
+def test_a_hub_model_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_args: Any, **_kwargs: Any) -> None:
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    with pytest.raises(InputError, match=r"model nosuch/model: not in the local cache, .*: no route$"):
+        load_model("nosuch/model")
+
+
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
         load_model(str(tmp_path))

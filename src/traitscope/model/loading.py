@@ -15,6 +15,7 @@ from traitscope.model.embedded import EMBEDDED_NAME, embedded_weights_directory
 from traitscope.model.fingerprint import Fingerprint, fingerprint_of_module, fingerprint_of_source
 from traitscope.model.source import (
     ModelSource,
+    check_reachable,
     context_length,
     find_source,
     load_tokenizer,
@@ -104,6 +105,7 @@ def load_source(source: ModelSource, *, device: str = "auto", dtype: str = "auto
     """``load_model`` for a source that is known already."""
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
+    check_reachable(source)
     tokenizer = load_tokenizer(source)
     module = _load_weights(source, chosen_device, chosen_dtype)
     fingerprint = fingerprint_of_source(source, tokenizer) or fingerprint_of_module(module, tokenizer)

@@ -63,6 +63,29 @@ def find_source(name: str, *, revision: str | None = None, trust_remote_code: bo
     return ModelSource(name, "hub", name, revision=revision, trust_remote_code=trust_remote_code)
 
 
+def check_reachable(source: ModelSource) -> None:
+    """Ask the hub once whether it has a model that is not in the local cache yet.
+
+    Without this, transformers asks for one file after another and waits half a minute between tries.
+
+    Raises:
+        InputError: no such model or revision, no access to it, or no connection.
+    """
+    if source.kind != "hub":
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(source.location, "config.json", revision=source.revision), str):
+        return
+    try:
+        HfApi().model_info(source.location, revision=source.revision, timeout=10)
+    except Exception as error:  # of the hub's client, its HTTP library, or the socket
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"model {source.name}: not in the local cache, and the Hugging Face hub gives no access to it: {reason}"
+        ) from error
+
+
 def load_tokenizer(source: ModelSource) -> Any:
     """The model's tokenizer.
 

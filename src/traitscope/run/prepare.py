@@ -18,6 +18,7 @@ from traitscope.model.fingerprint import fingerprint_of_source
 from traitscope.model.loading import choose_device, choose_dtype
 from traitscope.model.source import (
     ModelSource,
+    check_reachable,
     context_length,
     find_source,
     load_config,
@@ -72,6 +73,7 @@ def prepare(
     by_reference = _find_traits(loaded)
     suite = loaded.suite
     source = find_source(suite.model, revision=suite.revision, trust_remote_code=trust_remote_code)
+    check_reachable(source)
     config = load_config(source)
     tokenizer = load_tokenizer(source)
     text_config = config.get_text_config()
