@@ -86,7 +86,7 @@ def test_what_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
     for action, message in [
         (lambda: run.score("loud"), "trait 'loud' is not in this run; did you mean loudness"),
         (lambda: run.score("loudness", 7), "layer 7 is out of range: the model has layers 0 to 2"),
-        (lambda: run.score("loudness", 1, "mlp"), "mlp of layer 1 does not exist"),
+        (lambda: run.score("loudness", 1, "mlp"), "unknown site 'mlp': use resid_pre, resid_mid or resid_post"),
         (lambda: run.to_xarray("nobody"), "'nobody' has no scores"),
         (lambda: open_run(tmp_path), "has no plan.json"),
         (lambda: open_run(tmp_path / "none"), "no such directory"),

@@ -11,9 +11,9 @@ from torch import nn
 
 from independent import independent_states
 from tiny_models import CONFIGS, PARALLEL, VOCAB, tiny_model
+from traitscope.checkpoints import checkpoint_index
 from traitscope.errors import InputError
 from traitscope.model.anatomy import find_anatomy
-from traitscope.model.checkpoints import checkpoint_index
 from traitscope.model.watch import watch
 
 IDS = [5, 9, 200, 31, 77, 12, 150, 6, 44, 91, 18]

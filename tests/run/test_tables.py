@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from traitscope.captures import schema
+from traitscope.checkpoints import checkpoints_of
 from traitscope.model.capture import Trace
-from traitscope.model.checkpoints import checkpoints_of
 from traitscope.run.tables import Captured, Outcome, round_mantissa, shard_tables
 from traitscope.suite.tokens import TokenRows
 

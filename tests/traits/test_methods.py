@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.covariance import LedoitWolf
 
-from traitscope.model.checkpoints import checkpoints_of
+from traitscope.checkpoints import checkpoints_of
 from traitscope.traits.methods import auroc, cohens_d, linear_discriminant, mean_difference
 from traitscope.traits.pooling import PooledPairs
 from traitscope.traits.readout import choose_readout, cross_validated_d

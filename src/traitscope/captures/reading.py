@@ -13,6 +13,7 @@ import pyarrow as pa
 from traitscope.captures.calibration import TraitCalibration, read_calibration
 from traitscope.captures.files import committed_shards, read_frozen_plan, shard_file
 from traitscope.captures.schema import SHARD_TABLES, shard_schema
+from traitscope.checkpoints import Checkpoint, checkpoint_index
 from traitscope.errors import InputError, near_names
 
 if TYPE_CHECKING:
@@ -89,16 +90,8 @@ class Run:
         Raises:
             InputError: the model has no such layer or site.
         """
-        n_layers = 1 + max(int(name.rsplit(".", 1)[1]) for name in self.checkpoints)
-        absolute = layer + n_layers if layer < 0 else layer
-        name = f"{site}.{absolute}"
-        if site == "resid_pre" and absolute > 0:
-            name = f"resid_post.{absolute - 1}"
-        if not 0 <= absolute < n_layers:
-            raise InputError(f"layer {layer} is out of range: the model has layers 0 to {n_layers - 1}")
-        if name not in self.checkpoints:
-            raise InputError(f"{site} of layer {absolute} does not exist in this model; use resid_post")
-        return name
+        known = [Checkpoint.from_name(name) for name in self.checkpoints]
+        return self.checkpoints[checkpoint_index(known, layer, site)]
 
     def score(
         self,
@@ -121,7 +114,6 @@ class Run:
         calibration = self._calibration(trait)
         name = calibration.readout if layer == "readout" else self.checkpoint(layer, site)
         value = pl.col(f"score.{trait}")
-        self._refuse_uncaptured(trait, name)
         scores = (
             self.scores.filter((pl.col("checkpoint") == name) & value.is_not_null())
             .select("generation", value.alias("score"), pl.int_ranges(value.list.len()).alias("position"))
@@ -136,7 +128,10 @@ class Run:
             row = calibration.checkpoints.index(name)
             mean, std = float(calibration.mean[region][row]), float(calibration.std[region][row])
             joined = joined.with_columns(((pl.col("score") - mean) / std).alias("z"))
-        return joined.select(*shown, "z" if z else "score").collect()
+        found = joined.select(*shown, "z" if z else "score").collect()
+        if found.is_empty():
+            self._refuse_uncaptured(trait, name)
+        return found
 
     def to_xarray(self, generation: str) -> xarray.Dataset:
         """Everything about one generation, with dims (position, trait, checkpoint).
@@ -165,7 +160,7 @@ class Run:
             ]
         )
         dims = ("position", "trait", "checkpoint")
-        layers_sites = [name.rsplit(".", 1) for name in names]
+        checkpoints = [Checkpoint.from_name(name) for name in names]
         dataset = xarray.Dataset(
             {
                 "score": (dims, score.transpose(2, 0, 1)),
@@ -177,8 +172,8 @@ class Run:
                 "position": tokens["position"].to_numpy(),
                 "trait": traits,
                 "checkpoint": names,
-                "layer": ("checkpoint", [int(layer) for _, layer in layers_sites]),
-                "site": ("checkpoint", [site for site, _ in layers_sites]),
+                "layer": ("checkpoint", [checkpoint.layer for checkpoint in checkpoints]),
+                "site": ("checkpoint", [checkpoint.site for checkpoint in checkpoints]),
                 "resid_pre": ("checkpoint", [_as_resid_pre(name, self.checkpoints) for name in names]),
                 **{c: ("position", tokens[c].to_list()) for c in ("token_id", "token", "phase", "special")},
                 "logprob": ("position", tokens["logprob"].to_numpy()),
@@ -211,10 +206,11 @@ class Run:
 
 def _as_resid_pre(name: str, checkpoints: Sequence[str]) -> str:
     """The name of a state as the input of a layer, where it is one; else its own name."""
-    site, layer = name.rsplit(".", 1)
-    following = f"resid_pre.{int(layer) + 1}"
+    checkpoint = Checkpoint.from_name(name)
     is_last = name == checkpoints[-1]
-    return following if site == "resid_post" and not is_last else name
+    if checkpoint.site != "resid_post" or is_last:
+        return name
+    return Checkpoint(checkpoint.layer + 1, "resid_pre").name
 
 
 def _writes_at(writes: pl.DataFrame, traits: Sequence[str], names: Sequence[str], n_positions: int) -> np.ndarray:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from traitscope.checkpoints import Checkpoint, checkpoints_of
 from traitscope.errors import InputError
-from traitscope.model.checkpoints import Checkpoint, checkpoints_of
 from traitscope.model.tensors import arguments, nth_wide_tensor, wide_tensors
 
 _RELATIVE_TOLERANCE = 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitscope.model.checkpoints import checkpoints_of
+from traitscope.checkpoints import checkpoints_of
 from traitscope.run.batching import widest_batch
 from traitscope.run.prepare import Prepared
 from traitscope.run.timing import seconds_range

@@ -17,8 +17,8 @@ import yaml
 
 from traitscope.captures.files import read_frozen_plan, read_retries
 from traitscope.captures.schema import CAPTURES, FORMAT_VERSION, PROMPTS
+from traitscope.checkpoints import Checkpoint
 from traitscope.errors import InputError
-from traitscope.model.checkpoints import Checkpoint
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling, row_seed
 from traitscope.model.source import ModelSource

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from traitscope.captures.schema import GENERATIONS, TOKENS, scores_schema, writes_schema
+from traitscope.checkpoints import Checkpoint
 from traitscope.model.capture import Trace
-from traitscope.model.checkpoints import Checkpoint
 from traitscope.suite.tokens import TokenRows
 
 _KEPT_MANTISSA_BITS = 11

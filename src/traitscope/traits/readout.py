@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from traitscope.model.checkpoints import Checkpoint
+from traitscope.checkpoints import Checkpoint
 from traitscope.traits.methods import cohens_d, linear_discriminant
 from traitscope.traits.pooling import PooledPairs
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from traitscope.atomic import write_atomically
+from traitscope.checkpoints import Checkpoint
 from traitscope.errors import InputError
 
 REGIONS = ("prompt_last", "response_token", "response_mean")
@@ -81,7 +82,7 @@ class TraitVectors:
 
     @property
     def readout_layer(self) -> int:
-        return int(self.readout_name.rsplit(".", 1)[1])
+        return Checkpoint.from_name(self.readout_name).layer
 
     def transferred(self, calibration: Calibration) -> TraitVectors:
         """The same directions recalibrated on, and marked as carried over to, another model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from traitscope.errors import InputError
 
@@ -21,6 +21,12 @@ class Checkpoint:
     @property
     def name(self) -> str:
         return f"{self.site}.{self.layer}"
+
+    @classmethod
+    def from_name(cls, name: str) -> Checkpoint:
+        """The checkpoint that is called ``name``."""
+        site, layer = name.rsplit(".", 1)
+        return cls(int(layer), cast(ResidualSite, site))
 
 
 def checkpoints_of(layers_with_mid: Sequence[bool]) -> tuple[Checkpoint, ...]:
