@@ -67,6 +67,11 @@ class Trace:
         return cls(columns[..., :n_traits], columns[..., n_traits:-1], columns[..., -1])
 
 
+def captured_bytes_per_position(n_checkpoints: int, n_traits: int) -> int:
+    """What a trace holds for one position: own scores, scores at R and the norm, float32, at each checkpoint."""
+    return n_checkpoints * (2 * n_traits + 1) * 4
+
+
 class ScoreCapture:
     """Projections of the forward pass that runs inside ``capturing``; no state of the stream is kept."""
 

@@ -17,6 +17,7 @@ from traitscope.run.engine import GenerationTask
 _WIDEST = {"cuda": 128, "mps": 32, "cpu": 32}
 _USABLE_MEMORY = 0.5
 _SHARD_SECONDS = 90.0
+_SHARD_BYTES = 24_000_000
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,35 @@ def make_shards(
     *,
     shard_size: int | None,
     seconds_per_batch: float | None,
+    bytes_per_position: int,
 ) -> list[Shard]:
-    """Whole batches until a shard holds ``shard_size`` generations, or about a minute and a half of work; one
-    batch a shard where the time is not known."""
+    """Whole batches until a shard holds ``shard_size`` generations.
+
+    Without a size, until it is about a minute and a half of work or its captures, which stay in memory until
+    the commit, reach some megabytes; one batch a shard where the time is not known.
+    """
     shards: list[Shard] = []
-    waiting: list[tuple[str, ...]] = []
-    for batch in batches:
-        waiting.append(tuple(task.id for task in batch))
+    waiting: list[tuple[GenerationTask, ...]] = []
+
+    def is_full() -> bool:
+        tasks = [task for batch in waiting for task in batch]
         if shard_size is not None:
-            is_full = sum(map(len, waiting)) >= shard_size
-        else:
-            is_full = seconds_per_batch is None or len(waiting) * seconds_per_batch >= _SHARD_SECONDS
-        if is_full:
-            shards.append(Shard(tuple(waiting)))
+            return len(tasks) >= shard_size
+        n_positions = sum(task.n_prompt + task.most_response_tokens for task in tasks)
+        if seconds_per_batch is None or n_positions * bytes_per_position >= _SHARD_BYTES:
+            return True
+        return len(waiting) * seconds_per_batch >= _SHARD_SECONDS
+
+    for batch in batches:
+        waiting.append(batch)
+        if is_full():
+            shards.append(_shard(waiting))
             waiting = []
     if waiting or not shards:
-        shards.append(Shard(tuple(waiting)))
+        shards.append(_shard(waiting))
     shards[0] = Shard(shards[0].batches, tuple(too_long))
     return shards
+
+
+def _shard(batches: Sequence[tuple[GenerationTask, ...]]) -> Shard:
+    return Shard(tuple(tuple(task.id for task in batch) for batch in batches))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from traitscope.checkpoints import checkpoints_of
+from traitscope.model.capture import captured_bytes_per_position
 from traitscope.run.batching import widest_batch
 from traitscope.run.prepare import Prepared
 from traitscope.run.timing import seconds_range
@@ -54,7 +55,7 @@ def describe_plan(prepared: Prepared, batch_size: int | None) -> dict[str, Any]:
         "bytes": {
             "weights": facts.weight_bytes(dtype.itemsize),
             "cache": width * longest * facts.cache_bytes_per_token(dtype.itemsize),
-            "scores": _score_bytes(prepared, n_checkpoints, width * longest),
+            "scores": width * longest * captured_bytes_per_position(n_checkpoints, len(plan.traits)),
             "peak": _PROCESS_BYTES
             + facts.weight_bytes(dtype.itemsize)
             + width * facts.bytes_per_row(longest, dtype.itemsize),
@@ -69,11 +70,6 @@ def _template_line(prepared: Prepared) -> str:
     if getattr(prepared.tokenizer, "chat_template", None):
         return "chat template of the model"
     return f"no chat template: prompts are put as {prepared.loaded.suite.base_template!r}"
-
-
-def _score_bytes(prepared: Prepared, n_checkpoints: int, n_positions: int) -> int:
-    """What one batch captures: own scores, scores at R and the norm, float32, for each position."""
-    return n_positions * n_checkpoints * (2 * len(prepared.plan.traits) + 1) * 4
 
 
 def _disk_bytes(prepared: Prepared, n_checkpoints: int) -> int:

@@ -22,7 +22,7 @@ import torch
 from traitscope.captures.files import committed_shards, read_sessions
 from traitscope.captures.reading import open_run
 from traitscope.errors import InputError, RunError
-from traitscope.model.capture import ReaderBank
+from traitscope.model.capture import ReaderBank, captured_bytes_per_position
 from traitscope.model.embedded import embedded_weights_are_cached
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel, load_source
@@ -119,6 +119,7 @@ def start_run(
         sorted(too_long),
         shard_size=shard_size,
         seconds_per_batch=None if pace is None else estimate["seconds"] / len(batches),
+        bytes_per_position=captured_bytes_per_position(len(model.anatomy.checkpoints), len(vectors)),
     )
     run_dir = new_run_directory(out, prepared.loaded.suite.name)
     reporter.say(f"run directory: {run_dir}")
