@@ -9,13 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from traitscope.errors import InputError
-from traitscope.suite.prompts import read_prompt_file
+from traitscope.suite.file import Experiment
+from traitscope.suite.prompts import Prompt, read_prompts
 
 
 def _write(tmp_path: Path, name: str, content: str | bytes) -> Path:
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def read_prompt_file(path: Path) -> list[Prompt]:
+    return read_prompts(Experiment(name="file", prompts=path.name), path.parent)
 
 
 def test_all_kinds_of_files_give_the_same_prompts(tmp_path: Path) -> None:

@@ -110,16 +110,6 @@ class EventLog:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """The run's events; a torn last line is ignored."""
-    events = []
-    with suppress(OSError):
-        for line in (run_dir / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                events.append(json.loads(line))
-    return events
-
-
 def default_reporter() -> Reporter:
     """A reporter on stderr."""
     return Reporter(Console(file=sys.stderr))

@@ -46,11 +46,6 @@ def read_prompts(experiment: Experiment, folder: Path) -> list[Prompt]:
     return prompts
 
 
-def read_prompt_file(path: Path) -> list[Prompt]:
-    """``read_prompts`` for a file that belongs to no experiment."""
-    return read_prompts(Experiment(name="capture", prompts=str(path.absolute())), Path())
-
-
 def _item(entry: str | PromptItem) -> PromptItem:
     return entry if isinstance(entry, PromptItem) else PromptItem(prompt=entry)
 
