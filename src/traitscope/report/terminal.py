@@ -222,7 +222,7 @@ def print_status(console: Console, status: dict[str, Any]) -> None:
     generating = sum(session["seconds"].get("generating", 0.0) for session in status["sessions"])
     if status["sessions"]:
         lines.append(
-            f"{len(status['sessions'])} sessions, {human_seconds(generating)} of generation "
+            f"{len(status['sessions'])} session{'s' if len(status['sessions']) != 1 else ''}, {human_seconds(generating)} of generation "
             f"({_estimated(status['estimated_seconds'])} was estimated)"
         )
     lines += [f"{problem['status']}: {problem['at']}: {problem['error']}" for problem in status["problems"]]
