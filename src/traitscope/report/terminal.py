@@ -220,9 +220,9 @@ def print_status(console: Console, status: dict[str, Any]) -> None:
         f"{counts.get('too_long', 0)} too long, {counts['missing']} to go",
     ]
     generating = sum(session["seconds"].get("generating", 0.0) for session in status["sessions"])
-    if status["sessions"]:
+    if n_sessions := len(status["sessions"]):
         lines.append(
-            f"{len(status['sessions'])} session{'s' if len(status['sessions']) != 1 else ''}, {human_seconds(generating)} of generation "
+            f"{n_sessions} session{'s' if n_sessions != 1 else ''}, {human_seconds(generating)} of generation "
             f"({_estimated(status['estimated_seconds'])} was estimated)"
         )
     lines += [f"{problem['status']}: {problem['at']}: {problem['error']}" for problem in status["problems"]]
