@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import torch
 from serving import Row, Session, serve
+from workload import Workload
+
 from traitscope.model.capture import ReaderBank
 from traitscope.model.decode import decode
 from traitscope.model.embedded import EMBEDDED_NAME
 from traitscope.model.loading import load_model
 from traitscope.model.sampling import Sampling
-from workload import Workload
 
 
 def load(workload: Workload) -> Session:
