@@ -114,7 +114,8 @@ def _checked(workers: Sequence[Worker], width: int, folder: Path) -> list[Agreem
     for worker in workers:
         worker.run(width, keep=kept[worker.name])
         found.append(agreement(kept[worker.name], kept[REFERENCE]))
-        _say(f"{worker.name}: {found[-1]}")
+        if worker.name != REFERENCE:
+            _say(f"{worker.name}: {found[-1]}")
         if not found[-1].is_same_work:
             raise RunError(f"{worker.name}: {found[-1]}; it does other work than {REFERENCE}, so no time is compared")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import venv
@@ -24,7 +23,7 @@ def python_of_peer(peer: str, environments: Path) -> Path:
     """
     requirements = _HERE / "requirements" / f"{peer}.txt"
     folder = environments / f"{peer}-{_pins_hash(requirements)}"
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = folder / "bin" / "python"
     if not (folder / _DONE).exists():
         print(f"installing the environment of {peer}", file=sys.stderr, flush=True)
         _install(peer, requirements, folder, python)
@@ -54,4 +53,6 @@ def _pip_install(peer: str, arguments: list[str], python: Path, log: Path) -> No
     if finished.returncode != 0:
         errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("ERROR:")]
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with {finished.returncode}"
-        raise RunError(f"peer {peer}: its environment cannot be installed: {reason}; see {log}, or leave the peer out")
+        raise RunError(
+            f"peer {peer}: its environment cannot be installed: {reason}; see {log}, or leave it out with --peers"
+        )

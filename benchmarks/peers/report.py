@@ -17,8 +17,8 @@ from workload import Workload
 _BEGIN, _END = "<!-- peers: begin -->", "<!-- peers: end -->"
 _PAGE_TITLE = "# Performance\n\n"
 _HEAD = (
-    "| | versions | width | seconds | generate = 1 | traitscope = 1 | tokens/s | peak memory | captured |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| | width | seconds | generate = 1 | traitscope = 1 | tokens/s | peak memory | captured |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -67,7 +67,6 @@ def section(measured: Sequence[Measured], setting: Setting, *, reference: str, u
     seconds = {entry.contender.name: entry.seconds for entry in measured}
     rows = [_row(entry, seconds[reference], seconds[unit], setting.n_response_tokens) for entry in measured]
     n_rounds = len(measured[0].seconds)
-    agreements = [f"- {entry.contender.name}: {entry.agreement}." for entry in measured]
     return "\n".join(
         [
             "## Beside its peers",
@@ -82,9 +81,9 @@ def section(measured: Sequence[Measured], setting: Setting, *, reference: str, u
             "capture generates one token more, so that the last one asked for is read as well. Peak memory is the "
             "process's, its libraries and weights included.",
             "",
-            f"Agreement with {reference}, measured before anything was timed:",
+            f"Versions, and agreement with {reference}, which was measured before anything was timed:",
             "",
-            *agreements,
+            *(_version_line(entry, reference) for entry in measured),
             "",
             f"Made on {setting.made} ({setting.machine}) by:",
             "",
@@ -105,7 +104,6 @@ def write_section(page: Path, text: str) -> None:
 def _row(entry: Measured, reference: Sequence[float], unit: Sequence[float], n_response_tokens: int) -> str:
     cells = [
         entry.contender.name,
-        ", ".join(f"{name} {version}" for name, version in entry.versions.items()),
         str(entry.width),
         _spread(entry.seconds),
         _spread(_ratios(entry.seconds, unit)),
@@ -115,6 +113,12 @@ def _row(entry: Measured, reference: Sequence[float], unit: Sequence[float], n_r
         entry.contender.captured,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _version_line(entry: Measured, reference: str) -> str:
+    name = entry.contender.name
+    versions = ", ".join(f"{package} {version}" for package, version in entry.versions.items())
+    return f"- {name} ({versions})" if name == reference else f"- {name} ({versions}): {entry.agreement}"
 
 
 def _ratios(seconds: Sequence[float], others: Sequence[float]) -> list[float]:
