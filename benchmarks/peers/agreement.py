@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 LARGEST_DIFFERENCE = 1e-3
 LEAST_EQUAL_SHARE = 0.9
@@ -39,7 +40,8 @@ class Agreement:
 def agreement(kept: Path, reference: Path) -> Agreement:
     """Compare the rows that two workers kept; ``reference`` has the norms."""
     with np.load(kept) as found, np.load(reference) as expected:
-        equal_tokens = [_equal_tokens(*pair) for pair in _pairs(found, expected)]
+        pairs = zip(found["response_ids"], expected["response_ids"], strict=True)
+        equal_tokens = [_equal_tokens(*pair) for pair in pairs]
         n_rows, n_response = expected["response_ids"].shape
         differences = [
             _largest_difference(found, expected, row, n_response - equal)
@@ -54,16 +56,12 @@ def agreement(kept: Path, reference: Path) -> Agreement:
         )
 
 
-def _pairs(found, expected):
-    return zip(found["response_ids"], expected["response_ids"], strict=True)
-
-
 def _equal_tokens(found: np.ndarray, expected: np.ndarray) -> int:
     """How many tokens are equal before the first that is not."""
     return int(np.cumprod(found == expected).sum())
 
 
-def _largest_difference(found, expected, row: int, n_different: int) -> float:
+def _largest_difference(found: NpzFile, expected: NpzFile, row: int, n_different: int) -> float:
     checkpoints = found["checkpoints"]
     scores, norms = expected[f"scores.{row}"][checkpoints], expected[f"norms.{row}"][checkpoints]
     differences = np.abs(found[f"scores.{row}"] - scores).max(axis=-1) / norms

@@ -16,6 +16,7 @@ from pathlib import Path
 from agreement import Agreement, agreement
 from contenders import CONTENDERS, Contender, Worker, python_of, working
 from report import Measured, Setting, section, write_section
+from workload import reference_night, write_workload
 
 from traitscope.cache import cache_directory
 from traitscope.errors import RunError, TraitscopeError
@@ -64,7 +65,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     environments = arguments.environments.expanduser().resolve()
     pythons = [python_of(contender, environments) for contender in contenders]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        workload = _write_reference_night(Path(folder))
+        workload = reference_night()
+        write_workload(workload, Path(folder))
         workers = []
         for contender, python in zip(contenders, pythons, strict=True):
             _say(f"loading {contender.name}")
@@ -75,14 +77,6 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(text)
     if arguments.write:
         write_section(PAGE, text)
-
-
-def _write_reference_night(folder: Path):
-    from workload import reference_night, write_workload
-
-    workload = reference_night()
-    write_workload(workload, folder)
-    return workload
 
 
 def _measure(

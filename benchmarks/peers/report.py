@@ -56,7 +56,7 @@ class Setting:
             "peers', not its run directory."
         )
         machine = (
-            f"{_processor()}, {os.cpu_count()} cores, {threads} threads, {platform.system()}, "
+            f"{_processor()}, torch on {threads} of {os.cpu_count()} cores, {platform.system()}, "
             f"Python {platform.python_version()}"
         )
         return cls(work, machine, f"{datetime.now(UTC):%Y-%m-%d}", command, workload.n_response_tokens)

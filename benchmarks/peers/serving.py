@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from workload import Workload, read_workload
@@ -66,14 +67,14 @@ def serve(load: Callable[[Workload], Session]) -> None:
         _answer(answers, {"seconds": seconds, "peak_bytes": _peak_bytes()})
 
 
-def _answers_apart_from_prints():
+def _answers_apart_from_prints() -> TextIO:
     """A stream to the driver. What libraries print goes to standard error from here on."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
-def _answer(answers, values: dict) -> None:
+def _answer(answers: TextIO, values: dict) -> None:
     answers.write(json.dumps(values) + "\n")
     answers.flush()
 
