@@ -20,6 +20,7 @@ import psutil
 import torch
 
 from traitscope.captures.files import committed_shards, read_sessions
+from traitscope.captures.integrity import check_shards
 from traitscope.captures.reading import open_run
 from traitscope.errors import InputError, RunError
 from traitscope.model.capture import ReaderBank, captured_bytes_per_position
@@ -27,7 +28,7 @@ from traitscope.model.embedded import embedded_weights_are_cached
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel, load_source
 from traitscope.run.batching import Shard, make_batches, make_shards, widest_batch
-from traitscope.run.commit import check_shards, commit_shard, remove_leftovers, write_json
+from traitscope.run.commit import commit_shard, remove_leftovers, write_json
 from traitscope.run.engine import Engine, GenerationTask, is_out_of_memory, one_line_of, release_memory
 from traitscope.run.frozen import (
     FrozenRun,
