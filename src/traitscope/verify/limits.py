@@ -1,0 +1,54 @@
+"""How far clean captures lie from an independent pass, measured beforehand; docs/verify.md says how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from traitscope.checkpoints import Checkpoint
+
+N_BANDS = 4
+_STANDS_FOR = {"float16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one dtype.
+
+    Attributes:
+        dtype: that they were measured in.
+        cells: by cell name (``cell_of``), the limit in the units of ``Difference``.
+        ceiling: what no single value may exceed, as a multiple of its cell's limit.
+        share: of a cell's values that may lie between its limit and the ceiling.
+    """
+
+    dtype: str
+    cells: Mapping[str, float]
+    ceiling: float
+    share: float
+
+    def of(self, quantity: str, checkpoint: str | None, n_layers: int) -> float:
+        return self.cells[cell_of(quantity, checkpoint, n_layers)]
+
+
+def cell_of(quantity: str, checkpoint: str | None, n_layers: int) -> str:
+    """The cell that a value belongs to: quantity, site and quarter of the depth, e.g. ``score resid_mid 2``."""
+    if checkpoint is None:
+        return quantity
+    state = Checkpoint.from_name(checkpoint)
+    if state.site == "resid_pre":
+        return f"{quantity} {state.site}"
+    return f"{quantity} {state.site} {1 + N_BANDS * state.layer // n_layers}"
+
+
+def read_limits(dtype: str) -> Limits:
+    """The limits for a model of ``dtype``; those of bfloat16 stand for float16, which rounds less.
+
+    Raises:
+        KeyError: there are none for this dtype.
+    """
+    described = json.loads((resources.files("traitscope.verify") / "limits.json").read_text())
+    measured = _STANDS_FOR.get(dtype, dtype)
+    return Limits(measured, described["limits"][measured], described["ceiling"], described["share"])
