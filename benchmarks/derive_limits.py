@@ -1,6 +1,6 @@
-"""Derives ``src/traitscope/verify/limits.json`` from clean runs; docs/verify.md says how.
+"""Derives ``src/traitscope/verify/limits.json`` and the table of docs/verify.md from clean runs.
 
-``derive_limits.py GEMMA [--dump DIFFERENCES.parquet]``: GEMMA is the GGUF file of Gemma 3 270M. The other models are
+``derive_limits.py GEMMA [--keep FOLDER]``: GEMMA is the GGUF file of Gemma 3 270M. The other models are
 the embedded one, a random Qwen3 of 12 layers, and the tiny random architectures of the tests.
 """
 
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import polars as pl
 import torch
 import transformers
@@ -24,18 +29,24 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from random_traits import random_vectors
 from tiny_models import CONFIGS, VOCAB, tiny_model, tiny_tokenizer
 from traitscope.model.loading import LanguageModel, load_model
 from traitscope.run import night, tables
 from traitscope.run.prepare import prepare
 from traitscope.run.progress import Reporter
 from traitscope.suite.file import load_suite
-from traitscope.traits.vectors import REGIONS, Calibration, TraitVectors, VectorOrigin, load_vectors, save_vectors
+from traitscope.traits.vectors import load_vectors, save_vectors
 from traitscope.verify.comparison import differences
 from traitscope.verify.independent import independent_pass
+from traitscope.verify.limits import cell_of
 from traitscope.verify.stored import check_stored
 
+LIMITS = Path(__file__).parent.parent / "src" / "traitscope" / "verify" / "limits.json"
 DTYPES = ("float32", "bfloat16")
+PERCENTILE = 0.999
+SHARE = 0.01
+N_TOKENS = 40
 N_TRAITS = 4
 QUESTIONS = (
     "Hi",
@@ -50,29 +61,105 @@ QUESTIONS = (
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("gemma", type=Path)
-    arguments.add_argument("--dump", type=Path)
+    arguments.add_argument("--keep", type=Path, help="Where every single difference is written, a file a model.")
     given = arguments.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        frames = []
-        for name, location, n_tokens in models(given.gemma, Path(folder)):
+        for name, location in models(given.gemma, Path(folder)):
             for dtype in DTYPES:
                 started = time.perf_counter()
                 model = load_model(location, device="cpu", dtype=dtype)
-                found = clean_differences(model, location, dtype, n_tokens, Path(folder) / f"{name}-{dtype}")
-                frames.append(found.with_columns(pl.lit(name).alias("model"), pl.lit(dtype).alias("dtype")))
-                print(f"{name} {dtype}: {len(found)} rows in {time.perf_counter() - started:.0f} s", flush=True)
-        values = pl.concat(frames)
-    if given.dump:
-        values.write_parquet(given.dump)
+                found = clean_differences(model, location, dtype, Path(folder) / f"{name}-{dtype}")
+                own = [{"model": name, "dtype": dtype, **cell} for cell in cells_of(found, model.n_layers)]
+                cells += own
+                print(
+                    f"{name} {dtype}: {sum(cell['values'] for cell in own)} values "
+                    f"in {time.perf_counter() - started:.0f} s",
+                    flush=True,
+                )
+                if given.keep:
+                    found.write_parquet(given.keep / f"{name}-{dtype}.parquet")
+    described = limits_from(pl.DataFrame(cells))
+    LIMITS.write_text(json.dumps(described, indent=1) + "\n")
+    print_table(described)
 
 
-def models(gemma: Path, folder: Path) -> Iterator[tuple[str, str, int]]:
-    """Name, location and response length of every model."""
-    yield "smollm2-135m", "smollm2-135m", 40
-    yield "gemma3-270m", str(gemma), 40
-    yield "random-qwen3", saved(random_qwen3(), folder / "random-qwen3"), 40
+def cells_of(found: pl.DataFrame, n_layers: int) -> list[dict[str, Any]]:
+    """The 99.9th percentile and the largest difference of every cell of one model's runs."""
+    values: dict[str, list[np.ndarray]] = {}
+    for quantity, checkpoint, own in found.select("quantity", "checkpoint", "values").iter_rows():
+        values.setdefault(cell_of(quantity, checkpoint, n_layers), []).append(np.array(own))
+    together = {cell: np.concatenate(parts) for cell, parts in values.items()}
+    return [
+        {
+            "cell": cell,
+            "values": len(own),
+            "percentile": float(np.quantile(own, PERCENTILE)),
+            "largest": float(own.max()),
+        }
+        for cell, own in together.items()
+    ]
+
+
+def limits_from(cells: pl.DataFrame) -> dict[str, Any]:
+    """Twice the largest percentile that any model showed, by dtype and cell.
+
+    A wrong choice among near ties is too rare for a percentile; what makes it is the error of a logit, so the limits
+    of argmax and draw are never below that of the log-probability.
+    """
+    worst = cells.group_by("dtype", "cell").agg(
+        pl.col("percentile").max(), pl.col("largest").max(), pl.col("values").sum()
+    )
+    limits: dict[str, dict[str, float]] = {}
+    largest: dict[str, dict[str, float]] = {}
+    for row in worst.sort("dtype", "cell").to_dicts():
+        limits.setdefault(row["dtype"], {})[row["cell"]] = rounded_up(2 * row["percentile"])
+        largest.setdefault(row["dtype"], {})[row["cell"]] = rounded_up(row["largest"])
+    for own in limits.values():
+        for cell in ("argmax", "draw"):
+            own[cell] = max(own[cell], own["logprob"])
+    furthest = max(largest[dtype][cell] / limit for dtype, own in limits.items() for cell, limit in own.items())
+    counts = cells.group_by("model", "dtype", maintain_order=True).agg(pl.col("values").sum())
+    return {
+        "derived_on": datetime.now(UTC).date().isoformat(),
+        "command": "python benchmarks/derive_limits.py gemma-3-270m-q4_k_m.gguf",
+        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
+        "device": "cpu",
+        "percentile": PERCENTILE,
+        "values": {f"{row['model']} {row['dtype']}": row["values"] for row in counts.to_dicts()},
+        "ceiling": math.ceil(1.2 * furthest * 10) / 10,
+        "share": SHARE,
+        "limits": limits,
+        "largest": largest,
+    }
+
+
+def rounded_up(value: float) -> float:
+    """Two significant digits, never less than ``value``."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit) * unit:.1e}")
+
+
+def print_table(described: dict[str, Any]) -> None:
+    """The limits and clean maxima as Markdown."""
+    print("| cell | " + " | ".join(f"{dtype} limit | largest" for dtype in DTYPES) + " |")
+    print("|---|" + "---|---|" * len(DTYPES))
+    for cell in described["limits"][DTYPES[0]]:
+        figures = [f"{described[kind][dtype][cell]:.1e}" for dtype in DTYPES for kind in ("limits", "largest")]
+        print(f"| {cell} | {' | '.join(figures)} |")
+    print(f"ceiling: {described['ceiling']} times the limit")
+
+
+def models(gemma: Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and location of every model."""
     for architecture in CONFIGS:
-        yield f"tiny-{architecture}", saved(tiny_model(architecture), folder / architecture), 40
+        yield f"tiny-{architecture}", saved(tiny_model(architecture), folder / architecture)
+    yield "random-qwen3", saved(random_qwen3(), folder / "random-qwen3")
+    yield "smollm2-135m", "smollm2-135m"
+    yield "gemma3-270m", str(gemma)
 
 
 def random_qwen3() -> Any:
@@ -99,9 +186,9 @@ def saved(module: Any, directory: Path) -> str:
     return str(directory)
 
 
-def clean_differences(model: LanguageModel, location: str, dtype: str, n_tokens: int, folder: Path) -> pl.DataFrame:
+def clean_differences(model: LanguageModel, location: str, dtype: str, folder: Path) -> pl.DataFrame:
     """Every difference of a run whose scores were stored without rounding."""
-    suite = write_suite(model, location, n_tokens, folder)
+    suite = write_suite(model, location, folder)
     with (
         mock.patch.object(night, "load_source", return_value=model),
         mock.patch.object(tables, "round_mantissa", side_effect=lambda values: values),
@@ -126,11 +213,11 @@ def clean_differences(model: LanguageModel, location: str, dtype: str, n_tokens:
         for d in differences(generation, true, vectors, rounding=0.0):
             rows.append((generation.asked.id, d.quantity, d.checkpoint, d.trait, d.first_position, d.values))
     columns = ["generation", "quantity", "checkpoint", "trait", "first_position", "values"]
-    return pl.DataFrame(rows, schema=columns, orient="row").with_columns(pl.lit(model.n_layers).alias("n_layers"))
+    return pl.DataFrame(rows, schema=columns, orient="row")
 
 
-def write_suite(model: LanguageModel, location: str, n_tokens: int, folder: Path) -> Path:
-    """24 greedy and 24 sampled generations of ragged prompts, four random unit readers."""
+def write_suite(model: LanguageModel, location: str, folder: Path) -> Path:
+    """24 ragged prompts, half of them greedy, half sampled in three ways; four random unit readers."""
     folder.mkdir(parents=True)
     for number in range(N_TRAITS):
         save_vectors(random_vectors(model, number), folder / f"random{number}.safetensors")
@@ -140,11 +227,11 @@ def write_suite(model: LanguageModel, location: str, n_tokens: int, folder: Path
         "name": "clean",
         "model": location,
         "traits": [f"random{number}.safetensors" for number in range(N_TRAITS)],
-        "generation": {"max_new_tokens": n_tokens},
+        "generation": {"max_new_tokens": N_TOKENS},
         "experiments": [
-            {"name": "greedy", "prompts": prompts},
+            {"name": "greedy", "prompts": prompts[:12]},
             *(
-                {"name": f"sampled{n}", "prompts": prompts[n * 8 : n * 8 + 8], "generation": settings}
+                {"name": f"sampled{n}", "prompts": prompts[12 + n * 4 : 16 + n * 4], "generation": settings}
                 for n, settings in enumerate(sampling)
             ),
         ],
@@ -152,28 +239,6 @@ def write_suite(model: LanguageModel, location: str, n_tokens: int, folder: Path
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(suite))
     return path
-
-
-def random_vectors(model: LanguageModel, number: int) -> TraitVectors:
-    names = tuple(checkpoint.name for checkpoint in model.anatomy.checkpoints)
-    generator = torch.Generator().manual_seed(number)
-    reader = torch.nn.functional.normalize(torch.randn(len(names), model.anatomy.d_model, generator=generator), dim=-1)
-    return TraitVectors(
-        trait=f"random{number}",
-        description="a random direction",
-        poles=("up", "down"),
-        checkpoints=names,
-        readout=max(1, len(names) - 1 - number),
-        reader=reader,
-        steerer=reader.clone(),
-        calibration=Calibration(
-            mean={region: torch.zeros(len(names)) for region in REGIONS},
-            std={region: torch.ones(len(names)) for region in REGIONS},
-            norm=torch.ones(len(names)),
-            write=torch.zeros(len(names)),
-        ),
-        origin=VectorOrigin(model.name, model.fingerprint.short, "", "", {}, {}, "", None),
-    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Difference:
         first_position: the position of ``values[0]``.
         values: ``[positions]`` float64, never negative. Scores: in units of the state's norm, beyond what rounding
             on disk explains. Norms: relative, likewise. Writes: in units of the larger norm of the states before and
-            after the block. logprob: natural logarithms. argmax: standard deviations of the logits. draw: probability.
+            after the block. logprob: natural logarithms. argmax: logits. draw: probability.
     """
 
     quantity: Quantity
@@ -70,9 +70,10 @@ def _state_differences(
     before_readout = np.zeros(())
     for index, (checkpoint, state) in enumerate(true.states.items()):
         exact = state.double()
-        norm = np.fmax(exact.norm(dim=-1).numpy(), _LEAST_NORM)
+        true_norm = exact.norm(dim=-1).numpy()
+        norm = np.fmax(true_norm, _LEAST_NORM)  # the embedding of a padding token can be zero
         if checkpoint in stored.norms:
-            error = np.abs(stored.norms[checkpoint] - norm) / norm
+            error = np.abs(stored.norms[checkpoint] - true_norm) / norm
             yield Difference("norm", checkpoint, None, 0, np.fmax(error - rounding, 0.0))
         scores = (exact @ own[:, index].T).numpy()
         readout = (exact @ at_readout.T).numpy()

@@ -32,6 +32,14 @@ class Limits:
     def of(self, quantity: str, checkpoint: str | None, n_layers: int) -> float:
         return self.cells[cell_of(quantity, checkpoint, n_layers)]
 
+    def certainly_seen(self, checkpoint: str, n_layers: int) -> float:
+        """The change of one stored score that cannot pass, in units of the state's norm.
+
+        It takes for granted that the score was within its limit before. Twice the rounding on disk, 2⁻¹¹ of the
+        score itself, comes on top: once for what was stored, once for what verify allows.
+        """
+        return (self.ceiling + 1) * self.of("score", checkpoint, n_layers)
+
 
 def cell_of(quantity: str, checkpoint: str | None, n_layers: int) -> str:
     """The cell that a value belongs to: quantity, site and quarter of the depth, e.g. ``score resid_mid 2``."""
