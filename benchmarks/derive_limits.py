@@ -46,6 +46,8 @@ LIMITS = Path(__file__).parent.parent / "src" / "traitscope" / "verify" / "limit
 DTYPES = ("float32", "bfloat16")
 PERCENTILE = 0.999
 SHARE = 0.01
+LOGIT = "logit"
+"""The error of the log-probability in standard deviations of the logits, for the limit of argmax."""
 N_TOKENS = 40
 N_TRAITS = 4
 QUESTIONS = (
@@ -103,23 +105,24 @@ def cells_of(found: pl.DataFrame, n_layers: int) -> list[dict[str, Any]]:
 
 
 def limits_from(cells: pl.DataFrame) -> dict[str, Any]:
-    """Twice the largest percentile that any model showed, by dtype and cell.
+    """By dtype and cell, twice the largest percentile that any model showed, and the ceiling.
 
-    A wrong choice among near ties is too rare for a percentile; what makes it is the error of a logit, so the limits
-    of argmax and draw are never below that of the log-probability.
+    A wrong choice among near ties is too rare for a percentile. What makes it is the error of a logit: the limit of
+    argmax is never below that of the log-probability in the same unit, that of draw never below the log-probability.
     """
-    worst = cells.group_by("dtype", "cell").agg(
-        pl.col("percentile").max(), pl.col("largest").max(), pl.col("values").sum()
-    )
-    limits: dict[str, dict[str, float]] = {}
-    largest: dict[str, dict[str, float]] = {}
-    for row in worst.sort("dtype", "cell").to_dicts():
-        limits.setdefault(row["dtype"], {})[row["cell"]] = rounded_up(2 * row["percentile"])
-        largest.setdefault(row["dtype"], {})[row["cell"]] = rounded_up(row["largest"])
-    for own in limits.values():
-        for cell in ("argmax", "draw"):
-            own[cell] = max(own[cell], own["logprob"])
-    furthest = max(largest[dtype][cell] / limit for dtype, own in limits.items() for cell, limit in own.items())
+    together = cells.group_by("dtype", "cell").agg(pl.col("percentile", "largest").max())
+    found = {(row["dtype"], row["cell"]): row for row in together.sort("dtype", "cell").to_dicts()}
+    limits: dict[str, dict[str, Any]] = {dtype: {} for dtype in DTYPES}
+    for (dtype, cell), row in found.items():
+        if cell == LOGIT:
+            continue
+        least = {"argmax": LOGIT, "draw": "logprob"}.get(cell, cell)
+        usual = 2 * max(row["percentile"], found[dtype, least]["percentile"])
+        limits[dtype][cell] = {
+            "usual": rounded_up(usual),
+            "ceiling": rounded_up(2 * max(usual, row["largest"])),
+            "largest_clean": rounded_up(row["largest"]),
+        }
     counts = cells.group_by("model", "dtype", maintain_order=True).agg(pl.col("values").sum())
     return {
         "derived_on": datetime.now(UTC).date().isoformat(),
@@ -128,10 +131,8 @@ def limits_from(cells: pl.DataFrame) -> dict[str, Any]:
         "device": "cpu",
         "percentile": PERCENTILE,
         "values": {f"{row['model']} {row['dtype']}": row["values"] for row in counts.to_dicts()},
-        "ceiling": math.ceil(1.2 * furthest * 10) / 10,
         "share": SHARE,
         "limits": limits,
-        "largest": largest,
     }
 
 
@@ -144,13 +145,12 @@ def rounded_up(value: float) -> float:
 
 
 def print_table(described: dict[str, Any]) -> None:
-    """The limits and clean maxima as Markdown."""
-    print("| cell | " + " | ".join(f"{dtype} limit | largest" for dtype in DTYPES) + " |")
-    print("|---|" + "---|---|" * len(DTYPES))
+    """Limits, ceilings and clean maxima as Markdown."""
+    print("| cell | " + " | ".join(f"{dtype}: limit | ceiling | largest clean" for dtype in DTYPES) + " |")
+    print("|---|" + "---|---|---|" * len(DTYPES))
     for cell in described["limits"][DTYPES[0]]:
-        figures = [f"{described[kind][dtype][cell]:.1e}" for dtype in DTYPES for kind in ("limits", "largest")]
+        figures = [f"{value:.1e}" for dtype in DTYPES for value in described["limits"][dtype][cell].values()]
         print(f"| {cell} | {' | '.join(figures)} |")
-    print(f"ceiling: {described['ceiling']} times the limit")
 
 
 def models(gemma: Path, folder: Path) -> Iterator[tuple[str, str]]:
@@ -212,6 +212,9 @@ def clean_differences(model: LanguageModel, location: str, dtype: str, folder: P
             print(f"{model.name}: {problem}")
         for d in differences(generation, true, vectors, rounding=0.0):
             rows.append((generation.asked.id, d.quantity, d.checkpoint, d.trait, d.first_position, d.values))
+            if d.quantity == "logprob":
+                spread = true.logits.double().std(dim=-1).numpy()
+                rows.append((generation.asked.id, LOGIT, None, None, d.first_position, d.values / spread))
     columns = ["generation", "quantity", "checkpoint", "trait", "first_position", "values"]
     return pl.DataFrame(rows, schema=columns, orient="row")
 

@@ -14,7 +14,7 @@ _UNITS = {
     "norm": "of the state's norm",
     "write": "of the state's norm",
     "logprob": "nats",
-    "argmax": "logits",
+    "argmax": "std of the logits",
     "draw": "probability",
 }
 _MOST_PROBLEMS = 20
@@ -32,10 +32,14 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
 
 
 def _table(verdict: Mapping[str, Any]) -> Table:
-    table = Table(title=f"Largest differences from an independent replay ({verdict['dtype']})")
+    table = Table(
+        title=f"Largest differences from an independent replay ({verdict['dtype']})",
+        caption="Few values may lie beyond the limit, none beyond the ceiling.",
+        caption_justify="left",
+    )
     for column in ("quantity", "site"):
         table.add_column(column)
-    for column in ("largest difference", "limit"):
+    for column in ("largest difference", "limit", "ceiling"):
         table.add_column(column, justify="right")
     for column in ("unit", "where"):
         table.add_column(column)
@@ -46,6 +50,7 @@ def _table(verdict: Mapping[str, Any]) -> Table:
             worst["site"],
             "not finite" if difference is None else f"{difference:.1e}",
             f"{worst['limit']:.1e}",
+            f"{worst['ceiling']:.1e}",
             _UNITS[worst["quantity"]],
             Text(_where(worst)),
         )

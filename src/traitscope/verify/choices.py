@@ -10,11 +10,16 @@ from traitscope.verify.asked import Asked
 
 _MARGIN = 8
 _MOST_CUTS = 16
+_LEAST_SPREAD = 1e-30
 
 
 def argmax_gaps(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """``[n]``: how far each token's logit lies below the largest. ``logits`` is ``[n, vocab]`` float64."""
-    return logits.max(axis=1) - np.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+    """``[n]``: how far each token's logit lies below the largest, in standard deviations of its position's logits.
+
+    ``logits`` is ``[n, vocab]`` float64.
+    """
+    chosen = np.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+    return (logits.max(axis=1) - chosen) / np.fmax(logits.std(axis=1), _LEAST_SPREAD)
 
 
 def draw_distances(

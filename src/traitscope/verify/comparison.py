@@ -33,7 +33,8 @@ class Difference:
         first_position: the position of ``values[0]``.
         values: ``[positions]`` float64, never negative. Scores: in units of the state's norm, beyond what rounding
             on disk explains. Norms: relative, likewise. Writes: in units of the larger norm of the states before and
-            after the block. logprob: natural logarithms. argmax: logits. draw: probability.
+            after the block. logprob: natural logarithms. argmax: standard deviations of the position's logits. draw:
+            probability.
     """
 
     quantity: Quantity

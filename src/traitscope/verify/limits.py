@@ -14,31 +14,41 @@ _STANDS_FOR = {"float16": "bfloat16"}
 
 
 @dataclass(frozen=True)
+class Limit:
+    """The limit of one cell, in the units of ``Difference``.
+
+    Attributes:
+        usual: twice the 99.9th percentile of clean runs; a small share of the values may lie beyond it.
+        ceiling: twice ``usual`` or twice the largest value of clean runs, whichever is more; nothing may lie beyond.
+    """
+
+    usual: float
+    ceiling: float
+
+
+@dataclass(frozen=True)
 class Limits:
     """The limits of one dtype.
 
     Attributes:
-        dtype: that they were measured in.
-        cells: by cell name (``cell_of``), the limit in the units of ``Difference``.
-        ceiling: what no single value may exceed, as a multiple of its cell's limit.
-        share: of a cell's values that may lie between its limit and the ceiling.
+        cells: by cell name (``cell_of``).
+        share: of a cell's values that may lie beyond its usual limit.
     """
 
-    dtype: str
-    cells: Mapping[str, float]
-    ceiling: float
+    cells: Mapping[str, Limit]
     share: float
 
-    def of(self, quantity: str, checkpoint: str | None, n_layers: int) -> float:
+    def of(self, quantity: str, checkpoint: str | None, n_layers: int) -> Limit:
         return self.cells[cell_of(quantity, checkpoint, n_layers)]
 
     def certainly_seen(self, checkpoint: str, n_layers: int) -> float:
         """The change of one stored score that cannot pass, in units of the state's norm.
 
-        It takes for granted that the score was within its limit before. Twice the rounding on disk, 2⁻¹¹ of the
-        score itself, comes on top: once for what was stored, once for what verify allows.
+        It takes for granted that the score was within its usual limit before. Twice the rounding on disk, 2⁻¹¹ of
+        the score itself, comes on top: once for what was stored, once for what verify allows.
         """
-        return (self.ceiling + 1) * self.of("score", checkpoint, n_layers)
+        limit = self.of("score", checkpoint, n_layers)
+        return limit.ceiling + limit.usual
 
 
 def cell_of(quantity: str, checkpoint: str | None, n_layers: int) -> str:
@@ -58,5 +68,5 @@ def read_limits(dtype: str) -> Limits:
         KeyError: there are none for this dtype.
     """
     described = json.loads((resources.files("traitscope.verify") / "limits.json").read_text())
-    measured = _STANDS_FOR.get(dtype, dtype)
-    return Limits(measured, described["limits"][measured], described["ceiling"], described["share"])
+    cells = described["limits"][_STANDS_FOR.get(dtype, dtype)]
+    return Limits({name: Limit(cell["usual"], cell["ceiling"]) for name, cell in cells.items()}, described["share"])

@@ -29,14 +29,15 @@ _SITES = ("resid_pre", "resid_mid", "resid_post", "token")
 class Worst:
     """The difference of one quantity and site that came nearest to its limit, or furthest beyond it.
 
-    ``site`` is ``token`` for what belongs to the choice of a token; ``difference`` and ``limit`` are in the units of
-    ``comparison.Difference``.
+    ``site`` is ``token`` for what belongs to the choice of a token; ``difference``, ``limit`` (which few values may
+    exceed) and ``ceiling`` (which none may) are in the units of ``comparison.Difference``.
     """
 
     quantity: str
     site: str
     difference: float
     limit: float
+    ceiling: float
     generation: str
     label: str
     checkpoint: str | None
@@ -45,7 +46,7 @@ class Worst:
 
     @property
     def ratio(self) -> float:
-        return self.difference / self.limit
+        return self.difference / self.ceiling
 
     @property
     def where(self) -> str:
@@ -232,7 +233,7 @@ class _Tally:
         for quantity in QUANTITIES:
             own = [d for d in found if d.quantity == quantity]
             worst = [self._take(generation, difference) for difference in own]
-            too_far = [(d, w) for d, w in zip(own, worst, strict=True) if w.difference > self.limits.ceiling * w.limit]
+            too_far = [(d, w) for d, w in zip(own, worst, strict=True) if w.difference > w.ceiling]
             if too_far:
                 lines.append(self._line(generation, too_far))
         return lines
@@ -246,7 +247,8 @@ class _Tally:
             difference.quantity,
             site,
             float(difference.values[at]),
-            limit,
+            limit.usual,
+            limit.ceiling,
             generation.asked.id,
             generation.asked.label,
             difference.checkpoint,
@@ -254,7 +256,7 @@ class _Tally:
             difference.trait,
         )
         self._values[cell] = self._values.get(cell, 0) + len(difference.values)
-        self._beyond[cell] = self._beyond.get(cell, 0) + int((difference.values > limit).sum())
+        self._beyond[cell] = self._beyond.get(cell, 0) + int((difference.values > limit.usual).sum())
         self._worst[worst.quantity, site] = max(self._worst.get((worst.quantity, site), worst), worst, key=_ratio)
         self._worst_of_cell[cell] = max(self._worst_of_cell.get(cell, worst), worst, key=_ratio)
         return worst
@@ -262,15 +264,15 @@ class _Tally:
     def _line(self, generation: StoredGeneration, too_far: list[tuple[Difference, Worst]]) -> str:
         """Where a quantity of a generation is beyond its ceiling: the worst place, the first one, and how many."""
         worst = max((w for _, w in too_far), key=lambda w: w.ratio)
-        first = min(d.first_position + int(np.argmax(d.values > self.limits.ceiling * w.limit)) for d, w in too_far)
-        n_beyond = sum(int((d.values > self.limits.ceiling * w.limit).sum()) for d, w in too_far)
+        first = min(d.first_position + int(np.argmax(d.values > w.ceiling)) for d, w in too_far)
+        n_beyond = sum(int((d.values > w.ceiling).sum()) for d, w in too_far)
         checkpoints = list(dict.fromkeys(d.checkpoint for d, _ in too_far if d.checkpoint is not None))
         place = f"{worst.checkpoint}, position" if worst.checkpoint else "position"
         trait = f", trait {worst.trait}" if worst.trait else ""
         others = f"; {n_beyond} values are, at {len(checkpoints)} checkpoints" if len(checkpoints) > 1 else ""
         return (
             f"{generation.asked.name}: {worst.quantity} at {place} {worst.position}{trait}: off by "
-            f"{worst.difference:.1e}, beyond {self.limits.ceiling * worst.limit:.1e}{others}; first at "
+            f"{worst.difference:.1e}, beyond {worst.ceiling:.1e}{others}; first at "
             f"{'checkpoint ' + checkpoints[0] + ', ' if checkpoints else ''}position {first}"
         )
 
