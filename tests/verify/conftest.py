@@ -42,14 +42,17 @@ def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str],
 def run_tiny(
     saved_tiny: Callable[[str, str], tuple[Path, LanguageModel]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Path, LanguageModel]]:
-    """``run_tiny(architecture, dtype)``: a finished run on a tiny model, and the model."""
+    """``run_tiny(architecture, dtype)``: a finished run on a tiny model, and the model.
+
+    ``prompts`` are texts, or a file's name in the test's folder.
+    """
 
     def run(
         architecture: str = "llama",
         dtype: str = "float32",
         *,
         model: LanguageModel | None = None,
-        prompts: Sequence[str] = PROMPTS,
+        prompts: str | Sequence[str] = PROMPTS,
         **experiment: Any,
     ) -> tuple[Path, LanguageModel]:
         directory, loaded = saved_tiny(architecture, dtype)
@@ -61,7 +64,9 @@ def run_tiny(
             "model": str(directory),
             "traits": ["random0.safetensors", "random1.safetensors"],
             "generation": {"max_new_tokens": 10},
-            "experiments": [{"name": "all", "prompts": list(prompts), **experiment}],
+            "experiments": [
+                {"name": "all", "prompts": prompts if isinstance(prompts, str) else list(prompts), **experiment}
+            ],
         }
         (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
         prepared = prepare(load_suite(str(tmp_path / "suite.yaml")), device="cpu", dtype=dtype)

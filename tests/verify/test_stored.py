@@ -15,7 +15,7 @@ from traitscope import cli
 from traitscope.captures.files import committed_shards, done_file, read_done, shard_file
 from traitscope.captures.integrity import sha256_of
 from traitscope.captures.schema import shard_schema
-from traitscope.errors import InputError
+from traitscope.errors import InputError, RunError
 from traitscope.model import loading
 from traitscope.run.commit import write_json, write_table
 from traitscope.verify.stored import check_stored
@@ -89,6 +89,12 @@ def test_a_generation_without_a_row_is_named(run_dir: Path) -> None:
     found = problems(run_dir)
     assert any(f"generation {lost} (all/" in line and "no committed shard has a row of it" in line for line in found)
     assert any(f"holds rows of generation {lost}, which it did not capture" in line for line in found)
+
+
+def test_a_damaged_commit_is_one_line(run_dir: Path) -> None:
+    done_file(run_dir, 0).write_text("{")
+    with pytest.raises(RunError, match=r"0000\.done\.json is damaged; restore it, or delete it"):
+        check_stored(run_dir)
 
 
 def test_an_unfinished_run_is_no_verified_run(run_dir: Path) -> None:

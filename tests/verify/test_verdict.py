@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -47,6 +48,14 @@ def test_a_clean_sampled_run_passes(run_tiny: RunTiny, settings: dict[str, Any],
     verdict = verify_run(*run_tiny("qwen3", dtype, generation=generation))
     assert verdict.passed, verdict.problems
     assert ("draw", "token") in {(worst.quantity, worst.site) for worst in verdict.worst}
+
+
+def test_given_responses_and_prompts_that_are_too_long_pass(run_tiny: RunTiny, tmp_path: Path) -> None:
+    rows = [{"prompt": "sun?", "response": "it shines"}, {"prompt": "rain?"}, {"prompt": "moss" * 100}]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    verdict = verify_run(*run_tiny(prompts="mixed.jsonl"))
+    assert verdict.passed, verdict.problems
+    assert verdict.verified == verdict.captured == 2
 
 
 def one_score_changed(decode: Any, model: LanguageModel, prompts: Any, **options: Any) -> list[Decoded]:

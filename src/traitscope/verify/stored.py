@@ -68,9 +68,9 @@ class StoredRun:
 
     def generations(self, wanted: Sequence[str]) -> Iterator[StoredGeneration]:
         """The stored values of some of the sound generations, shard by shard."""
-        readouts = readouts_of(self.plan)
+        readouts, among = readouts_of(self.plan), set(wanted)
         for shard, here in self.sound.items():
-            chosen = [identity for identity in here if identity in set(wanted)]
+            chosen = [identity for identity in here if identity in among]
             if chosen:
                 rows = ShardRows.read(self.run_dir, shard, chosen)
                 for identity in chosen:
@@ -163,8 +163,9 @@ def _coverage_problems(
             elif valid[identity][0] != shard and row["status"] == "ok":
                 yield f"{asked[identity].name}: was captured in shard {shard:04d} and again in {valid[identity][0]:04d}"
             seen.add(identity)
-    for identity in asked.keys() - valid.keys():
-        yield f"{asked[identity].name}: no committed shard has a row of it; go on with the run, then verify"
+    for identity in asked:
+        if identity not in valid:
+            yield f"{asked[identity].name}: no committed shard has a row of it; go on with the run, then verify"
 
 
 def _check_shard(
