@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from polars import selectors
 
 from traitscope.captures.files import committed_shards, read_done, read_frozen_plan, shard_file
 from traitscope.captures.integrity import damaged_files
@@ -72,7 +73,7 @@ class StoredRun:
         for shard, here in self.sound.items():
             chosen = [identity for identity in here if identity in among]
             if chosen:
-                rows = ShardRows.read(self.run_dir, shard, chosen)
+                rows = ShardRows(_read_tables(self.run_dir, shard, chosen))
                 for identity in chosen:
                     yield rows.generation(self.asked[identity], self.plan["checkpoints"], readouts)
 
@@ -175,7 +176,7 @@ def _check_shard(
     finished = [row for row in rows if row["status"] == "ok"]
     ids = [row["generation"] for row in finished]
     try:
-        tables = ShardRows.read(run_dir, shard)
+        tables = ShardRows({name: _with_lengths(table) for name, table in _read_tables(run_dir, shard).items()})
     except (OSError, pa.ArrowInvalid) as error:
         return [], [f"shard {shard:04d}: its tables cannot be read: {_first_line(error)}"]
     problems = [
@@ -193,6 +194,26 @@ def _check_shard(
     return sound, problems
 
 
+def _read_tables(run_dir: Path, shard: int, wanted: Sequence[str] | None = None) -> dict[str, pl.DataFrame]:
+    """Tokens, scores and writes of a shard, of ``wanted`` generations only when given.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: a file cannot be read.
+    """
+    filters = None if wanted is None else [("generation", "in", list(wanted))]
+    tables = {}
+    for name in ("tokens", "scores", "writes"):
+        frame = pl.from_arrow(pq.read_table(shard_file(run_dir, shard, name), filters=filters))
+        assert isinstance(frame, pl.DataFrame)
+        tables[name] = frame
+    return tables
+
+
+def _with_lengths(table: pl.DataFrame) -> pl.DataFrame:
+    """The table with the length of each list in its place."""
+    return table.with_columns(selectors.list().list.len())
+
+
 class ShardRows:
     """The tables of one shard, split by generation."""
 
@@ -201,21 +222,6 @@ class ShardRows:
             name: {str(key[0]): frame for key, frame in table.partition_by("generation", as_dict=True).items()}
             for name, table in tables.items()
         }
-
-    @classmethod
-    def read(cls, run_dir: Path, shard: int, wanted: Sequence[str] | None = None) -> ShardRows:
-        """Tokens, scores and writes of a shard, of ``wanted`` generations only when given.
-
-        Raises:
-            OSError, pyarrow.ArrowInvalid: a file cannot be read.
-        """
-        filters = None if wanted is None else [("generation", "in", list(wanted))]
-        tables = {}
-        for name in ("tokens", "scores", "writes"):
-            frame = pl.from_arrow(pq.read_table(shard_file(run_dir, shard, name), filters=filters))
-            assert isinstance(frame, pl.DataFrame)
-            tables[name] = frame
-        return cls(tables)
 
     def ids(self) -> dict[str, set[str]]:
         return {name: set(frames) for name, frames in self._tables.items()}
@@ -257,7 +263,7 @@ def _lists(frame: pl.DataFrame, column: str) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _GenerationCheck:
-    """The stored rows of one generation beside what was asked."""
+    """The stored rows of one generation, lists as their lengths, beside what was asked."""
 
     asked: Asked
     row: Row
@@ -329,13 +335,13 @@ class _GenerationCheck:
                 yield f"{table} has {count or 'no'} row{'s' if count > 1 else ''} at {name}"
         for name in set(names) - set(expected):
             yield f"{table} has a row at {name}, which was not asked"
-        for name, layer, site in frame.select("checkpoint", "layer", "site").iter_rows():
+        for name, layer, site in zip(names, frame["layer"], frame["site"], strict=True):
             if Checkpoint(layer, site).name != name:
                 yield f"{table}: the row at {name} says layer {layer}, site {site}"
 
     def _lists(self, frame: pl.DataFrame, column: str, expected: Sequence[str]) -> Iterator[str]:
         """Whether the lists of a column stand at exactly the ``expected`` checkpoints and cover all positions."""
-        lengths = dict(zip(frame["checkpoint"], frame[column].list.len(), strict=True))
+        lengths = dict(zip(frame["checkpoint"], frame[column], strict=True))
         for checkpoint, length in lengths.items():
             if length is None and checkpoint in expected:
                 yield f"{column} is missing at {checkpoint}"
