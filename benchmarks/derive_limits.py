@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from random_traits import random_vectors
 from tiny_models import CONFIGS, VOCAB, tiny_model, tiny_tokenizer
+from traitscope.checkpoints import Checkpoint
 from traitscope.model.loading import LanguageModel, load_model
 from traitscope.run import night, tables
 from traitscope.run.prepare import prepare
@@ -63,7 +64,7 @@ QUESTIONS = (
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("gemma", type=Path)
-    arguments.add_argument("--keep", type=Path, help="Where every single difference is written, a file a model.")
+    arguments.add_argument("--keep", type=Path, help="Where every single difference is kept, and found again.")
     given = arguments.parse_args()
     transformers.utils.logging.disable_progress_bar()
     cells: list[dict[str, Any]] = []
@@ -71,24 +72,32 @@ def main() -> None:
         for name, location in models(given.gemma, Path(folder)):
             for dtype in DTYPES:
                 started = time.perf_counter()
-                model = load_model(location, device="cpu", dtype=dtype)
-                found = clean_differences(model, location, dtype, Path(folder) / f"{name}-{dtype}")
-                own = [{"model": name, "dtype": dtype, **cell} for cell in cells_of(found, model.n_layers)]
+                found = kept_or_measured(given.keep, name, location, dtype, Path(folder))
+                own = [{"model": name, "dtype": dtype, **cell} for cell in cells_of(found)]
                 cells += own
-                print(
-                    f"{name} {dtype}: {sum(cell['values'] for cell in own)} values "
-                    f"in {time.perf_counter() - started:.0f} s",
-                    flush=True,
-                )
-                if given.keep:
-                    found.write_parquet(given.keep / f"{name}-{dtype}.parquet")
+                n_values = sum(cell["values"] for cell in own)
+                print(f"{name} {dtype}: {n_values} values in {time.perf_counter() - started:.0f} s", flush=True)
     described = limits_from(pl.DataFrame(cells))
     LIMITS.write_text(json.dumps(described, indent=1) + "\n")
     print_table(described)
 
 
-def cells_of(found: pl.DataFrame, n_layers: int) -> list[dict[str, Any]]:
+def kept_or_measured(keep: Path | None, name: str, location: str, dtype: str, folder: Path) -> pl.DataFrame:
+    """The differences of one model's runs, from the file that an earlier call kept where there is one."""
+    path = None if keep is None else keep / f"{name}-{dtype}.parquet"
+    if path is not None and path.is_file():
+        return pl.read_parquet(path)
+    model = load_model(location, device="cpu", dtype=dtype)
+    found = clean_differences(model, location, dtype, folder / f"{name}-{dtype}")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.write_parquet(path)
+    return found
+
+
+def cells_of(found: pl.DataFrame) -> list[dict[str, Any]]:
     """The 99.9th percentile and the largest difference of every cell of one model's runs."""
+    n_layers = 1 + max(Checkpoint.from_name(name).layer for name in found["checkpoint"].drop_nulls().unique())
     values: dict[str, list[np.ndarray]] = {}
     for quantity, checkpoint, own in found.select("quantity", "checkpoint", "values").iter_rows():
         values.setdefault(cell_of(quantity, checkpoint, n_layers), []).append(np.array(own))
@@ -107,8 +116,8 @@ def cells_of(found: pl.DataFrame, n_layers: int) -> list[dict[str, Any]]:
 def limits_from(cells: pl.DataFrame) -> dict[str, Any]:
     """By dtype and cell, twice the largest percentile that any model showed, and the ceiling.
 
-    A wrong choice among near ties is too rare for a percentile. What makes it is the error of a logit: the limit of
-    argmax is never below that of the log-probability in the same unit, that of draw never below the log-probability.
+    A wrong choice among near ties is so rare that in float32 there may be none. What makes one is the error of a
+    logit: then the limit of argmax is that of the log-probability in the same unit, that of draw the log-probability's.
     """
     together = cells.group_by("dtype", "cell").agg(pl.col("percentile", "largest").max())
     found = {(row["dtype"], row["cell"]): row for row in together.sort("dtype", "cell").to_dicts()}
@@ -116,8 +125,8 @@ def limits_from(cells: pl.DataFrame) -> dict[str, Any]:
     for (dtype, cell), row in found.items():
         if cell == LOGIT:
             continue
-        least = {"argmax": LOGIT, "draw": "logprob"}.get(cell, cell)
-        usual = 2 * max(row["percentile"], found[dtype, least]["percentile"])
+        instead = {"argmax": LOGIT, "draw": "logprob"}.get(cell, cell)
+        usual = 2 * (row["percentile"] or found[dtype, instead]["percentile"])
         limits[dtype][cell] = {
             "usual": rounded_up(usual),
             "ceiling": rounded_up(2 * max(usual, row["largest"])),
