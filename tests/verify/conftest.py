@@ -16,12 +16,13 @@ from traitscope.run.prepare import prepare
 from traitscope.suite.file import load_suite
 from traitscope.traits.vectors import save_vectors
 
+SavedTiny = Callable[[str, str], tuple[Path, LanguageModel]]
 PROMPTS = ("sun number 1", "rain count 2", "what of moss", "a stone, two", "why?", "river and cloud and moss, three")
 """Four of them have equally many characters, and so tokens."""
 
 
 @pytest.fixture(scope="session")
-def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, LanguageModel]]:
+def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> SavedTiny:
     """``saved_tiny(architecture, dtype)``: the directory of a tiny model and the model, loaded from it once."""
     folder = tmp_path_factory.mktemp("saved")
     kept: dict[tuple[str, str], LanguageModel] = {}
@@ -39,9 +40,7 @@ def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str],
 
 
 @pytest.fixture
-def run_tiny(
-    saved_tiny: Callable[[str, str], tuple[Path, LanguageModel]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[Path, LanguageModel]]:
+def run_tiny(saved_tiny: SavedTiny, tmp_path: Path) -> Callable[..., tuple[Path, LanguageModel]]:
     """``run_tiny(architecture, dtype)``: a finished run on a tiny model, and the model.
 
     ``prompts`` are texts, or a file's name in the test's folder.
@@ -56,23 +55,36 @@ def run_tiny(
         **experiment: Any,
     ) -> tuple[Path, LanguageModel]:
         directory, loaded = saved_tiny(architecture, dtype)
-        monkeypatch.setattr(night, "load_source", lambda *_a, **_k: model or loaded)
-        for number in range(2):
-            save_vectors(random_vectors(loaded, number), tmp_path / f"random{number}.safetensors")
-        suite = {
-            "name": "small",
-            "model": str(directory),
-            "traits": ["random0.safetensors", "random1.safetensors"],
-            "generation": {"max_new_tokens": 10},
-            "experiments": [
-                {"name": "all", "prompts": prompts if isinstance(prompts, str) else list(prompts), **experiment}
-            ],
-        }
-        (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
-        prepared = prepare(load_suite(str(tmp_path / "suite.yaml")), device="cpu", dtype=dtype)
-        run_dir = night.start_run(
-            prepared, out=tmp_path / "runs", batch_size=6, shard_size=4, allow_foreign=False, reporter=quiet()
-        )
-        return run_dir, model or loaded
+        asked = {"name": "all", "prompts": prompts if isinstance(prompts, str) else list(prompts), **experiment}
+        return finished_run(tmp_path, directory, model or loaded, asked), model or loaded
 
     return run
+
+
+@pytest.fixture(scope="session")
+def clean_run(saved_tiny: SavedTiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LanguageModel]:
+    """A run on a tiny Llama that tests may copy, and the model."""
+    directory, loaded = saved_tiny("llama", "float32")
+    asked = {"name": "all", "prompts": list(PROMPTS)}
+    return finished_run(tmp_path_factory.mktemp("clean"), directory, loaded, asked), loaded
+
+
+def finished_run(folder: Path, directory: Path, model: LanguageModel, experiment: dict[str, Any]) -> Path:
+    """A run of one experiment on two random traits, on a model that is loaded already."""
+    for number in range(2):
+        save_vectors(random_vectors(model, number), folder / f"random{number}.safetensors")
+    suite = {
+        "name": "small",
+        "model": str(directory),
+        "traits": ["random0.safetensors", "random1.safetensors"],
+        "generation": {"max_new_tokens": 10},
+        "experiments": [experiment],
+    }
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    dtype = str(model.dtype).removeprefix("torch.")
+    prepared = prepare(load_suite(str(folder / "suite.yaml")), device="cpu", dtype=dtype)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(night, "load_source", lambda *_a, **_k: model)
+        return night.start_run(
+            prepared, out=folder / "runs", batch_size=6, shard_size=4, allow_foreign=False, reporter=quiet()
+        )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -17,15 +17,15 @@ from traitscope.captures.integrity import sha256_of
 from traitscope.captures.schema import shard_schema
 from traitscope.errors import InputError, RunError
 from traitscope.model import loading
+from traitscope.model.loading import LanguageModel
 from traitscope.run.commit import write_json, write_table
 from traitscope.verify.stored import check_stored
 
-RunTiny = Callable[..., tuple[Path, Any]]
-
 
 @pytest.fixture
-def run_dir(run_tiny: RunTiny) -> Path:
-    return run_tiny()[0]
+def run_dir(clean_run: tuple[Path, LanguageModel], tmp_path: Path) -> Path:
+    """A copy of a clean run, to be damaged."""
+    return shutil.copytree(clean_run[0], tmp_path / "run")
 
 
 def problems(run_dir: Path, *, deep: bool = False) -> list[str]:
@@ -156,10 +156,12 @@ def test_what_a_faulty_writer_leaves_is_named(
 
 
 def test_the_command_prints_the_verdict_and_its_exit_code(
-    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_dir: Path,
+    clean_run: tuple[Path, LanguageModel],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run_dir, model = run_tiny()
-    monkeypatch.setattr(loading, "load_source", lambda *_a, **_k: model)
+    monkeypatch.setattr(loading, "load_source", lambda *_a, **_k: clean_run[1])
     assert _exit_code(monkeypatch, "verify", str(run_dir)) == 0
     shown = capsys.readouterr().out
     assert "verified 6 of 6 generations: all within limits" in shown

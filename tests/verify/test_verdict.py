@@ -246,8 +246,8 @@ def test_a_sample_is_spread_over_the_shards_and_always_the_same(run_tiny: RunTin
     assert [_places(verdict) for verdict in verdicts] == [_places(verdicts[0])] * 2
 
 
-def test_another_model_is_refused(run_tiny: RunTiny, saved_tiny: Any) -> None:
-    run_dir, _ = run_tiny()
+def test_another_model_is_refused(clean_run: tuple[Path, LanguageModel], saved_tiny: Any) -> None:
+    run_dir, _ = clean_run
     for other in (saved_tiny("qwen3", "float32")[1], saved_tiny("llama", "bfloat16")[1]):
         verdict = verify_run(run_dir, other)
         assert not verdict.passed
