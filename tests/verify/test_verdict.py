@@ -162,10 +162,10 @@ def the_second_best_token_chosen_once(decode: Any, model: LanguageModel, prompts
 FAULTS: list[tuple[Fault, str, str]] = [
     (one_score_changed, "llama", rf"score at resid_post\.0, position {POSITION}, trait random1"),
     (two_rows_swapped, "llama", r"score at resid_\w+\.\d"),
-    (a_position_dropped, "llama", rf"score at resid_\w+\.\d, position \d+.*first at .*position {POSITION}$"),
-    (mlp_input_for_resid_mid, "llama", r"score at resid_mid\.\d.*first at checkpoint resid_mid\.0"),
-    (positions_not_from_the_mask, "gpt2", r"score at resid_\w+\.\d.*first at checkpoint resid_pre\.0"),
-    (a_layer_off_by_one, "llama", r"score at resid_post\.\d.*first at checkpoint resid_post\.1"),
+    (a_position_dropped, "llama", rf"score at resid_\w+\.\d, position \d+.* and position {POSITION} on$"),
+    (mlp_input_for_resid_mid, "llama", r"score at resid_mid\.\d.*from checkpoint resid_mid\.0 and"),
+    (positions_not_from_the_mask, "gpt2", r"score at resid_\w+\.\d.*from checkpoint resid_pre\.0 and"),
+    (a_layer_off_by_one, "llama", r"score at resid_post\.\d.*from checkpoint resid_post\.1 and"),
     (a_prefix_row_of_another_prompt, "llama", r"score at resid_\w+\.\d, position \d+"),
     (the_second_best_token_chosen_once, "llama", r"argmax at position \d+"),
 ]

@@ -64,7 +64,12 @@ def _where(worst: Mapping[str, Any]) -> str:
 
 def _conclusion(verdict: Mapping[str, Any]) -> str:
     counted = f"{verdict['verified']} of {verdict['captured']} generations"
+    if verdict["passed"] and verdict["verified"]:
+        return (
+            f"verified {counted}: all within limits (a single score changed by {verdict['certainly_seen']:.1e} of its "
+            "state's norm plus 0.05 % of itself would have been seen)"
+        )
     if verdict["passed"]:
-        return f"verified {counted}: all within limits"
+        return "the stored tables are sound; no generation was captured, so none was replayed"
     n_problems = len(verdict["problems"])
     return f"NOT verified: {n_problems} problem{'s' if n_problems != 1 else ''}; {counted} were replayed"

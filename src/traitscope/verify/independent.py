@@ -57,8 +57,8 @@ def independent_pass(model: LanguageModel, token_ids: Sequence[int], n_prompt: i
         for number in range(len(layers)):
             pre, post = entering[number], leaving[number]
             if number in first:
-                mid = pre.double().cpu() + _added(first[number], outputs, model.anatomy.d_model)
-                other = post.double().cpu() - _added(second[number], outputs, model.anatomy.d_model)
+                mid = pre.cpu().double() + _added(first[number], outputs, model.anatomy.d_model)
+                other = post.cpu().double() - _added(second[number], outputs, model.anatomy.d_model)
                 problems += _disagreement(f"resid_mid.{number}", mid, other, pre, post)
                 states[f"resid_mid.{number}"] = mid.to(pre.dtype)
             states[f"resid_post.{number}"] = post.cpu()
@@ -122,13 +122,13 @@ def _final_norm_problems(model: LanguageModel, last_post: torch.Tensor, last_hid
     path = model.anatomy.final_norm
     normed = last_post if path is None else model.module.get_submodule(path)(last_post[None])[0]
     name = f"resid_post.{model.n_layers - 1}"
-    expected = last_hidden.double().cpu()
-    yield from _disagreement(f"the final norm of {name}", normed.double().cpu(), expected, last_hidden)
+    expected = last_hidden.cpu().double()
+    yield from _disagreement(f"the final norm of {name}", normed.cpu().double(), expected, last_hidden)
 
 
 def _disagreement(name: str, found: torch.Tensor, other: torch.Tensor, *states: torch.Tensor) -> list[str]:
     """A line when two ways to a state ``[positions, d_model]`` lie apart by more than rounding."""
-    sizes = torch.stack([state.double().cpu().norm(dim=-1) for state in (found, other, *states)]).amax(dim=0)
+    sizes = torch.stack([state.cpu().double().norm(dim=-1) for state in (found, other, *states)]).amax(dim=0)
     apart = (found - other).norm(dim=-1) / sizes.clamp_min(1e-30)
     most = _LAST_BITS * torch.finfo(states[0].dtype).eps
     position = int(apart.argmax())

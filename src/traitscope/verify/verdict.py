@@ -65,6 +65,8 @@ class Verdict:
         dtype: that the run was captured in.
         verified, captured: generations that were replayed, and those whose status is ``ok``.
         worst: one row per quantity and site.
+        certainly_seen: a change of one stored score by more than this many state norms, plus 2⁻¹¹ of the score
+            itself, cannot have passed at any checkpoint that was replayed; None when nothing was.
         problems: one line each; none means that everything is within its limits.
     """
 
@@ -74,6 +76,7 @@ class Verdict:
     verified: int
     captured: int
     worst: tuple[Worst, ...]
+    certainly_seen: float | None
     problems: tuple[str, ...]
 
     @property
@@ -124,8 +127,12 @@ def verify_stored(
     verdict = verdict_without_replay(stored, deep=deep)
     if refused := list(_other_model(stored, model)):
         return replace(verdict, problems=(*verdict.problems, *refused))
-    tally = _Tally(_limits_of(stored), model.n_layers)
-    vectors = _vectors_of(stored)
+    try:
+        vectors = _vectors_of(stored)
+    except InputError as error:
+        return replace(verdict, problems=(*verdict.problems, f"{error}; nothing was replayed"))
+    limits = _limits_of(stored)
+    tally = _Tally(limits, model.n_layers)
     wanted = chosen_generations(stored, sample)
     problems: list[str] = []
     for done, generation in enumerate(stored.generations(wanted), start=1):
@@ -139,6 +146,7 @@ def verify_stored(
         verdict,
         verified=len(wanted),
         worst=tally.worst(),
+        certainly_seen=max(limits.certainly_seen(name, model.n_layers) for name in stored.plan["checkpoints"]),
         problems=(*verdict.problems, *problems),
     )
 
@@ -152,6 +160,7 @@ def verdict_without_replay(stored: StoredRun, *, deep: bool) -> Verdict:
         verified=0,
         captured=stored.counts.get("ok", 0),
         worst=(),
+        certainly_seen=None,
         problems=stored.problems,
     )
 
@@ -266,14 +275,14 @@ class _Tally:
         worst = max((w for _, w in too_far), key=lambda w: w.ratio)
         first = min(d.first_position + int(np.argmax(d.values > w.ceiling)) for d, w in too_far)
         n_beyond = sum(int((d.values > w.ceiling).sum()) for d, w in too_far)
-        checkpoints = list(dict.fromkeys(d.checkpoint for d, _ in too_far if d.checkpoint is not None))
+        checkpoint = too_far[0][0].checkpoint
         place = f"{worst.checkpoint}, position" if worst.checkpoint else "position"
         trait = f", trait {worst.trait}" if worst.trait else ""
-        others = f"; {n_beyond} values are, at {len(checkpoints)} checkpoints" if len(checkpoints) > 1 else ""
+        start = f"checkpoint {checkpoint} and position {first}" if checkpoint else f"position {first}"
+        others = f"; {n_beyond} values are, from {start} on" if n_beyond > 1 else ""
         return (
             f"{generation.asked.name}: {worst.quantity} at {place} {worst.position}{trait}: off by "
-            f"{worst.difference:.1e}, beyond {worst.ceiling:.1e}{others}; first at "
-            f"{'checkpoint ' + checkpoints[0] + ', ' if checkpoints else ''}position {first}"
+            f"{worst.difference:.1e}, beyond {worst.ceiling:.1e}{others}"
         )
 
     def crowded(self) -> list[str]:
