@@ -77,8 +77,10 @@ def line(location: str, dtype: str, folder: Path) -> str:
             sure = limits.certainly_seen(checkpoint, model.n_layers) * norm + 2 * STORED_ROUNDING * score
             found.append(smallest_seen(generation, checkpoint, position, 2 * sure, true, own, limits) / norm)
             promised.append(sure / norm)
+    n_held = sum(seen <= sure for seen, sure in zip(found, promised, strict=True))
     return (
-        f"{location}, {dtype}: {len(found)} single scores; smallest change seen, in units of the state's norm: "
+        f"{location}, {dtype}: {len(found)} single scores, "
+        f"{n_held} of them seen as promised; smallest change seen, in units of the state's norm: "
         f"median {np.median(found):.1e}, largest {max(found):.1e}; promised: median {np.median(promised):.1e}, "
         f"largest {max(promised):.1e}; a score is typically {1 / model.anatomy.d_model**0.5:.1e}"
     )
