@@ -99,7 +99,7 @@ def uncached(model: LanguageModel, workload: Workload, tasks: Sequence[Generatio
     def respond(task: GenerationTask) -> int:
         token_ids = list(task.prompt.token_ids)
         for _ in range(task.max_new_tokens):
-            output = model.forward(
+            output = model.module(
                 input_ids=torch.tensor([token_ids], device=model.device), use_cache=False, output_hidden_states=True
             )
             output.hidden_states[layer + 1][0].float().cpu().numpy() @ vector

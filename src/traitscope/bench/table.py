@@ -1,4 +1,4 @@
-"""What a person reads of a bench: a table, what was extrapolated, and comparisons in words."""
+"""What a person reads of a bench: contenders, comparisons in words, and what was extrapolated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _UNITS = {"a": "processes"}
 
 
 def print_bench(console: Console, result: Mapping[str, Any]) -> None:
-    """The table of contenders, then one line for each thing to know about it."""
+    """The contenders, the comparisons, then one line for each thing to know about them."""
     console.print(_contender_table(result))
-    for line in (*_notes(result), *_comparison_lines(result), *_capture_lines(result)):
+    console.print(_comparison_table(result))
+    for line in (*_capture_lines(result), *_notes(result)):
         console.print(Text(line), soft_wrap=True)
 
 
@@ -53,7 +54,7 @@ def _cells(contender: Mapping[str, Any]) -> tuple[str, ...]:
 def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     machine = result["machine"]
     yield (
-        f"measured on {machine['cpu']}, {machine['threads']} threads, {human_bytes(machine['memory_bytes'])} of "
+        f"measured on {machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}, {human_bytes(machine['memory_bytes'])} of "
         f"memory; {machine['device']}, {machine['dtype']}; torch {machine['versions']['torch']}, "
         f"transformers {machine['versions']['transformers']}"
     )
@@ -80,14 +81,25 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _comparison_lines(result: Mapping[str, Any]) -> Iterator[str]:
+def _comparison_table(result: Mapping[str, Any]) -> Table:
+    names = {contender["key"]: contender["name"] for contender in result["contenders"]}
+    table = Table(title="Compared within each round")
+    for name in ("", "against", "speed"):
+        table.add_column(name)
+    for name in ("time ratio", "spread", "rounds"):
+        table.add_column(name, justify="right")
     for comparison in result["comparisons"]:
         ratio = comparison["time_ratio"]
-        mark = ", extrapolated" if comparison["extrapolated"] else ""
-        yield (
-            f"{comparison['words']}: time ratio {_ratio(ratio['median'])} "
-            f"({_ratio(ratio['low'])} to {_ratio(ratio['high'])} in {ratio['n']} rounds{mark})"
+        mark = "*" if comparison["extrapolated"] else ""
+        table.add_row(
+            names[comparison["of"]],
+            names[comparison["to"]],
+            comparison["words"] + mark,
+            _ratio(ratio["median"]) + mark,
+            f"{_ratio(ratio['low'])} – {_ratio(ratio['high'])}" if ratio["n"] > 1 else "–",
+            str(ratio["n"]),
         )
+    return table
 
 
 def _ratio(value: float) -> str:

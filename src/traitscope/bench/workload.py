@@ -134,7 +134,6 @@ def random_vectors(model: LanguageModel, trait: str, *, seed: int) -> TraitVecto
     names = tuple(checkpoint.name for checkpoint in model.anatomy.checkpoints)
     generator = torch.Generator().manual_seed(seed)
     reader = torch.nn.functional.normalize(torch.randn(len(names), model.anatomy.d_model, generator=generator), dim=-1)
-    zeros, ones = torch.zeros(len(names)), torch.ones(len(names))
     return TraitVectors(
         trait=trait,
         description="random unit vectors; only time is measured with them",
@@ -142,8 +141,13 @@ def random_vectors(model: LanguageModel, trait: str, *, seed: int) -> TraitVecto
         checkpoints=names,
         readout=len(names) // 2,
         reader=reader,
-        steerer=reader,
-        calibration=Calibration(dict.fromkeys(REGIONS, zeros), dict.fromkeys(REGIONS, ones), ones, zeros),
+        steerer=reader.clone(),
+        calibration=Calibration(
+            mean={region: torch.zeros(len(names)) for region in REGIONS},
+            std={region: torch.ones(len(names)) for region in REGIONS},
+            norm=torch.ones(len(names)),
+            write=torch.zeros(len(names)),
+        ),
         origin=VectorOrigin(
             model=model.name,
             fingerprint=model.fingerprint.short,
