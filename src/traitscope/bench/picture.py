@@ -10,7 +10,7 @@ from typing import Any
 from traitscope.atomic import write_atomically
 from traitscope.units import human_seconds
 
-_OURS, _OTHERS = "#20639b", "#b0b7bf"
+_OURS, _OTHERS = "#20639b", "#7d868e"
 _PARTS = {"import": "#d9a441", "load": "#c46a3a", "compute": "#b0b7bf"}
 
 
@@ -19,7 +19,7 @@ def save_picture(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    figure = Figure(figsize=(10, 5.8), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     times, parts = figure.subplots(2, 1, height_ratios=[len(result["contenders"]), 1.6])
     _draw_times(times, result)
@@ -31,32 +31,37 @@ def save_picture(result: Mapping[str, Any], path: Path) -> None:
 
 def _draw_times(axes: Any, result: Mapping[str, Any]) -> None:
     contenders = result["contenders"]
-    seconds = [contender["workload_seconds"] for contender in contenders]
-    medians = [entry["median"] for entry in seconds]
-    spread = [
-        [entry["median"] - entry["low"] for entry in seconds],
-        [entry["high"] - entry["median"] for entry in seconds],
-    ]
-    colours = [_OURS if "traitscope" in contender["name"] else _OTHERS for contender in contenders]
-    axes.barh(range(len(contenders)), medians, color=colours, xerr=spread, ecolor="#333333", capsize=3)
     for row, contender in enumerate(contenders):
-        mark = "*" if contender["extrapolated"] else ""
-        text = f"{human_seconds(medians[row])}{mark}"
-        axes.annotate(text, (seconds[row]["high"], row), xytext=(6, 0), textcoords="offset points", va="center")
+        seconds = contender["workload_seconds"]
+        colour = _OURS if "traitscope" in contender["name"] else _OTHERS
+        filled = colour if contender["captures_per_hour"] is not None else "white"
+        axes.plot([seconds["low"], seconds["high"]], [row, row], color=colour, linewidth=5, alpha=0.4)
+        axes.plot(seconds["median"], row, "o", color=colour, markerfacecolor=filled, markersize=9, markeredgewidth=2)
+        text = human_seconds(seconds["median"]) + ("*" if contender["extrapolated"] else "")
+        axes.annotate(text, (seconds["high"], row), xytext=(9, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(contenders)), [contender["name"] for contender in contenders])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(min(medians) / 3, max(medians) * 3)
-    axes.set_xlabel("seconds for the whole workload, logarithmic; bars: medians, lines: fastest to slowest round")
-    work, machine = result["workload"], result["machine"]
-    axes.set_title(
-        f"{work['name']}: {work['generations']} responses of {work['max_new_tokens']} tokens, {work['traits']} traits\n"
-        f"{result['model']}, {machine['dtype']}, {machine['cpu']}, {machine['threads']} threads   "
-        "(* extrapolated from a sample)",
-        fontsize=10,
-        loc="left",
+    medians = [contender["workload_seconds"]["median"] for contender in contenders]
+    axes.set_xlim(min(medians) / 2, max(medians) * 4)
+    axes.xaxis.set_major_formatter(lambda seconds, _position: f"{seconds:g}")
+    axes.grid(axis="x", color="#e3e6e8")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(
+        "seconds for the whole workload (logarithmic): medians, and the spread from fastest to slowest round\n"
+        "filled: with capture, hollow: nothing captured, *: extrapolated from a sample"
     )
+    axes.set_title(_title(result), fontsize=10, loc="left")
     _without_frame(axes)
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    work, machine = result["workload"], result["machine"]
+    return (
+        f"{work['name']}: {work['generations']} responses of {work['max_new_tokens']} tokens, {work['traits']} traits\n"
+        f"{Path(result['model']).name}, {machine['dtype']}, {machine['cpu']} ({machine['threads']} of "
+        f"{machine['logical_cores']} logical cores)"
+    )
 
 
 def _draw_parts(axes: Any, result: Mapping[str, Any]) -> None:

@@ -53,9 +53,10 @@ def _cells(contender: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     machine = result["machine"]
+    threads = f"{machine['threads']} thread" + ("s" if machine["threads"] != 1 else "")
     yield (
-        f"measured on {machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] != 1 else ''}, {human_bytes(machine['memory_bytes'])} of "
-        f"memory; {machine['device']}, {machine['dtype']}; torch {machine['versions']['torch']}, "
+        f"measured on {machine['cpu']}, {threads}, {human_bytes(machine['memory_bytes'])} of memory; "
+        f"{machine['device']}, {machine['dtype']}; torch {machine['versions']['torch']}, "
         f"transformers {machine['versions']['transformers']}"
     )
     yield (
