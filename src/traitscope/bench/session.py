@@ -275,7 +275,7 @@ class _Session:
         effort = self.effort
         n_prompts = len(self._workload.tasks)
         return {
-            "warm-up": 0.5,
+            "warm-up": 2.0,
             "program": 4.0,
             "instances": 6.0,
             "grouping": 6.0 if effort.generate_widths else 1.0,

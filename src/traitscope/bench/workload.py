@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from traitscope.checkpoints import Checkpoint
-from traitscope.errors import InputError
+from traitscope.errors import InputError, near_names
 from traitscope.model.capture import ReaderBank
 from traitscope.model.loading import LanguageModel
 from traitscope.run.engine import GenerationTask
 from traitscope.run.frozen import planned_tasks
 from traitscope.run.prepare import Prepared
-from traitscope.suite.file import GenerationSettings, LoadedSuite, PromptItem, Suite, load_suite
+from traitscope.suite.file import BUILT_IN_SUITES, GenerationSettings, LoadedSuite, PromptItem, Suite, load_suite
 from traitscope.suite.plan import Plan
 from traitscope.suite.prompts import read_prompts
 from traitscope.traits.store import bank_of, vectors_for
@@ -67,6 +67,10 @@ def load_workload(name: str) -> LoadedSuite:
     if name in BUILT_IN_WORKLOADS and not Path(name).is_file():
         path = Path(str(resources.files("traitscope.bench") / "workloads" / f"{name}.yaml"))
         return load_suite(str(path))
+    is_file = Path(name).exists() or Path(name).suffix in (".yaml", ".yml")
+    if not is_file and name not in BUILT_IN_SUITES:
+        known = near_names(name, [*BUILT_IN_WORKLOADS, *BUILT_IN_SUITES])
+        raise InputError(f"bench {name}: no workload, no built-in suite and no such file; {known}")
     return load_suite(name)
 
 
