@@ -50,7 +50,7 @@ def _ending_early(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Lan
     return replace(model, eos_token_ids=frozenset(ids))
 
 
-def _assert_same_as_generate(model: LanguageModel, prompt: Sequence[int], found: Decoded, new_tokens: int) -> None:
+def assert_same_as_generate(model: LanguageModel, prompt: Sequence[int], found: Decoded, new_tokens: int) -> None:
     ids = torch.tensor([list(prompt)])
     expected = model.module.generate(
         ids,
@@ -71,7 +71,7 @@ def _assert_same_as_generate(model: LanguageModel, prompt: Sequence[int], found:
     assert gap < TIE, f"token {step} differs from generate by {gap} in logit"
 
 
-def _assert_true_scores(model: LanguageModel, architecture: str, prompt: Sequence[int], row: Decoded, bank: ReaderBank):
+def assert_true_scores(model: LanguageModel, architecture: str, prompt: Sequence[int], row: Decoded, bank: ReaderBank):
     ids = [*prompt, *row.response_ids]
     assert row.trace is not None
     assert row.trace.n_positions == len(ids)
@@ -108,8 +108,8 @@ def test_tokens_scores_and_writes_equal_independent_passes(
     assert len({len(row.response_ids) for row in rows}) > 1
     for prompt, row in zip(prompts, rows, strict=True):
         assert not set(row.response_ids[:-1]) & model.eos_token_ids
-        _assert_same_as_generate(model, prompt, row, 12)
-        _assert_true_scores(model, architecture, prompt, row, bank)
+        assert_same_as_generate(model, prompt, row, 12)
+        assert_true_scores(model, architecture, prompt, row, bank)
         _assert_writes_sum_to_the_score(row, bank)
 
 
@@ -122,10 +122,10 @@ def test_the_order_of_a_batch_changes_nothing(tiny: Callable[..., LanguageModel]
     straight = _decode(model, prompts, bank, 8)
     permuted = _decode(model, [prompts[i] for i in order], bank, 8)
     for place, i in enumerate(order):
-        _assert_same_row(permuted[place], straight[i])
+        assert_same_row(permuted[place], straight[i])
 
 
-def _assert_same_row(found: Decoded, expected: Decoded) -> None:
+def assert_same_row(found: Decoded, expected: Decoded) -> None:
     assert found.response_ids == expected.response_ids
     assert found.trace is not None
     assert expected.trace is not None
@@ -143,14 +143,14 @@ def test_a_row_is_the_same_alone_and_in_any_batch(tiny: Callable[..., LanguageMo
     new_tokens = data.draw(st.integers(1, 9))
     together = _decode(model, prompts, bank, len(prompts), new_tokens)
     for prompt, row in zip(prompts, together, strict=True):
-        _assert_same_row(row, _decode(model, [prompt], bank, 1, new_tokens)[0])
+        assert_same_row(row, _decode(model, [prompt], bank, 1, new_tokens)[0])
 
 
 def test_replay_gives_what_decode_gave(tiny: Callable[..., LanguageModel]) -> None:
     model = tiny("qwen3", eos=MANY_EOS)
     bank = random_bank(model)
     for prompt, row in zip(_prompts(4), _decode(model, _prompts(4), bank, 4), strict=True):
-        _assert_same_row(replay_scores(model, prompt, row.response_ids, bank), row)
+        assert_same_row(replay_scores(model, prompt, row.response_ids, bank), row)
 
 
 def test_capture_changes_no_token(tiny: Callable[..., LanguageModel]) -> None:
@@ -173,6 +173,6 @@ def test_embedded_model_equals_independent_passes(embedded: LanguageModel) -> No
     ]
     for width in (1, 3):
         for prompt, row in zip(prompts, _decode(embedded, prompts, bank, width, 20), strict=True):
-            _assert_same_as_generate(embedded, prompt, row, 20)
-            _assert_true_scores(embedded, "llama", prompt, row, bank)
+            assert_same_as_generate(embedded, prompt, row, 20)
+            assert_true_scores(embedded, "llama", prompt, row, bank)
             _assert_writes_sum_to_the_score(row, bank)

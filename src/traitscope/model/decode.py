@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from traitscope.model.capture import ReaderBank, ScoreCapture, Trace, capturing
+from traitscope.model.kv_cache import KeysAndValues, begin_rows, can_share, keys_and_values, new_cache
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling, TokenChooser
+from traitscope.model.sharing import Sharing, shared_by
 
 _FLUSH_STEPS = 32
 _COMPACT_SHARE = 0.25
@@ -33,6 +34,28 @@ class Decoded:
     trace: Trace | None
 
 
+@dataclass(frozen=True)
+class ReadPrefix:
+    """What reading a prefix left behind.
+
+    ``columns`` is ``[n_checkpoints, prefix, 2 * n_traits + 1]`` float32, None without a capture.
+    """
+
+    states: KeysAndValues
+    columns: np.ndarray | None
+
+
+class RunPrefix:
+    """The tokens that all prompts of a run begin with; read in its first batch, kept for the others.
+
+    A run has one, so that what a batch computes does not depend on the batches before it.
+    """
+
+    def __init__(self, token_ids: Sequence[int] = ()) -> None:
+        self.token_ids = tuple(token_ids)
+        self.read: ReadPrefix | None = None
+
+
 def decode(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -42,11 +65,13 @@ def decode(
     seeds: Sequence[int],
     bank: ReaderBank | None = None,
     on_step: Callable[[int], None] | None = None,
+    run_prefix: RunPrefix | None = None,
 ) -> list[Decoded]:
     """Generate from ``prompts`` in one batch.
 
-    Every generated token, the last one included, is fed back once, so that the trace has a row for the state
-    that has read it: rows = prompt + response tokens.
+    What prompts begin with together is read once, and so is a prompt that several rows continue. Every
+    generated token, the last one included, is fed back once, so that the trace has a row for the state that
+    has read it: rows = prompt + response tokens.
 
     Args:
         prompts: token ids of each row, not padded.
@@ -54,56 +79,114 @@ def decode(
         seeds: one 64-bit seed a row (``row_seed``); not read when sampling is greedy.
         bank: the traits to project on; None generates without hooks.
         on_step: told after each step how many rows moved on by a token.
+        run_prefix: kept by the caller from batch to batch of one run.
     """
-    loop = _DecodeLoop(model, prompts, max_new_tokens, TokenChooser(sampling, seeds, max_new_tokens))
     watching = capturing(model.module, model.anatomy, bank, model.device) if bank is not None else nullcontext(None)
-    with torch.inference_mode(), watching as capture:
-        return loop.run(capture, on_step)
+    with watching as capture:
+        loop = DecodeLoop(
+            model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seeds=seeds,
+            capture=capture,
+            on_step=on_step,
+            run_prefix=run_prefix,
+        )
+        loop.prefill()
+        while loop.step():
+            pass
+        return loop.results()
 
 
-class _DecodeLoop:
-    """One batch on its way through the model. ``_rows[i]`` is the prompt that slot i of the batch works on."""
+class DecodeLoop:
+    """One batch on its way through the model, a step at a time; ``decode`` runs it to its end.
+
+    The hooks of ``capture`` are the caller's to put in place (``capturing``) around ``prefill`` and ``step``.
+    ``_rows[i]`` is the row that slot i of the batch works on.
+    """
 
     def __init__(
         self,
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
+        *,
         max_new_tokens: int,
-        chooser: TokenChooser,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        capture: ScoreCapture | None = None,
+        on_step: Callable[[int], None] | None = None,
+        run_prefix: RunPrefix | None = None,
     ) -> None:
         self._model = model
-        self._prompts = prompts
         self._max_new_tokens = max_new_tokens
-        self._chooser = chooser
+        self._chooser = TokenChooser(sampling, seeds, max_new_tokens)
+        self._on_step = on_step
+        self._run_prefix = run_prefix or RunPrefix()
+        self._sharing = _sharing(model, prompts, self._run_prefix)
+        self._columns = _ColumnStore(prompts, capture) if capture is not None else None
         self._rows = list(range(len(prompts)))
         self._responses: list[list[int]] = [[] for _ in prompts]
         self._logprobs: list[list[float]] = [[] for _ in prompts]
 
-    def run(self, capture: ScoreCapture | None, on_step: Callable[[int], None] | None) -> list[Decoded]:
-        columns = _ColumnStore(self._prompts, capture) if capture is not None else None
-        # (1) prefill
-        input_ids, self._mask = _left_padded(self._prompts, self._model.device)
-        self._cache = new_cache(self._model)
-        logits = self._forward(input_ids)
-        if columns is not None:
-            columns.keep_prefill(input_ids.shape[1])
-        # (2) one token a step for every row, each fed back at once
-        for step in range(self._max_new_tokens):
-            tokens, logprobs = self._chooser.choose(logits, self._rows, step)
-            running = self._record(tokens.tolist(), logprobs.tolist())
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
-            logits = self._forward(tokens[:, None])
-            if columns is not None:
-                columns.keep_step(self._rows, step, self._responses)
-            if on_step is not None:
-                on_step(len(running))
-            # (3) rows that are done leave the batch
-            running = [slot for slot in running if not self._done(self._rows[slot])]
-            if not running:
-                break
-            if len(self._rows) - len(running) >= _COMPACT_SHARE * len(self._rows):
-                logits = self._compact(running, logits)
-        return self._results(columns)
+    @torch.inference_mode()
+    def prefill(self) -> None:
+        """Read the prompts: (1) what they begin with, once; (2) the rest of each; (3) a cache row a generation."""
+        sharing = self._sharing
+        prefix = self._read_prefix() if sharing.n_prefix else None
+        input_ids, self._mask = _left_padded(sharing.distinct, self._model.device)
+        self._cache = new_cache(self._model, input_ids.shape[1] + self._max_new_tokens)
+        if prefix is not None:
+            begin_rows(self._cache, prefix.states, sharing.shifts)
+        self._logits = self._forward(input_ids[:, sharing.n_prefix :])
+        if self._columns is not None:
+            self._columns.keep_prefill(sharing, None if prefix is None else prefix.columns)
+        if len(sharing.distinct) < len(sharing.source):
+            self._select(list(sharing.source))
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Choose a token for every row and feed it; False when no row has a token left to generate."""
+        tokens, logprobs = self._chooser.choose(self._logits, self._rows, self._n_steps)
+        running = self._record(tokens.tolist(), logprobs.tolist())
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
+        self._logits = self._forward(tokens[:, None])
+        if self._columns is not None:
+            self._columns.keep_step(self._rows, self._responses)
+        if self._on_step is not None:
+            self._on_step(len(running))
+        running = [slot for slot in running if not self._done(self._rows[slot])]
+        if running and len(self._rows) - len(running) >= _COMPACT_SHARE * len(self._rows):
+            self._select(running)
+            self._rows = [self._rows[slot] for slot in running]
+        return bool(running)
+
+    def results(self) -> list[Decoded]:
+        """What was generated, in the order of the prompts."""
+        traces = self._columns.traces() if self._columns is not None else [None] * len(self._responses)
+        return [
+            Decoded(response, np.array(logprobs, dtype=np.float32), trace)
+            for response, logprobs, trace in zip(self._responses, self._logprobs, traces, strict=True)
+        ]
+
+    @property
+    def _n_steps(self) -> int:
+        return max(map(len, self._responses))
+
+    def _read_prefix(self) -> ReadPrefix:
+        token_ids = self._sharing.distinct[0][: self._sharing.n_prefix]
+        if token_ids != self._run_prefix.token_ids:
+            return self._forward_prefix(token_ids)
+        if self._run_prefix.read is None:
+            self._run_prefix.read = self._forward_prefix(token_ids)
+        return self._run_prefix.read
+
+    def _forward_prefix(self, token_ids: Sequence[int]) -> ReadPrefix:
+        input_ids, self._mask = _left_padded([token_ids], self._model.device)
+        self._cache = new_cache(self._model, len(token_ids))
+        self._forward(input_ids)
+        columns = None if self._columns is None else self._columns.taken(1)[:, 0]
+        return ReadPrefix(keys_and_values(self._cache), columns)
 
     def _forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         position_ids = (self._mask.cumsum(dim=1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
@@ -129,19 +212,19 @@ class _DecodeLoop:
             self._logprobs[self._rows[slot]].append(logprobs[slot])
         return running
 
-    def _compact(self, running: list[int], logits: torch.Tensor) -> torch.Tensor:
-        kept = torch.tensor(running, device=self._model.device)
+    def _select(self, slots: list[int]) -> None:
+        """Keep these slots of the batch, any of them more than once."""
+        kept = torch.tensor(slots, device=self._model.device)
         self._cache.batch_select_indices(kept)
         self._mask = self._mask[kept]
-        self._rows = [self._rows[slot] for slot in running]
-        return logits[kept]
+        self._logits = self._logits[kept]
 
-    def _results(self, columns: _ColumnStore | None) -> list[Decoded]:
-        traces = columns.traces() if columns is not None else [None] * len(self._prompts)
-        return [
-            Decoded(response, np.array(logprobs, dtype=np.float32), trace)
-            for response, logprobs, trace in zip(self._responses, self._logprobs, traces, strict=True)
-        ]
+
+def _sharing(model: LanguageModel, prompts: Sequence[Sequence[int]], run_prefix: RunPrefix) -> Sharing:
+    if can_share(model):
+        return shared_by(prompts, run_prefix.token_ids)
+    rows = tuple(map(tuple, prompts))
+    return Sharing(rows, tuple(range(len(rows))), n_prefix=0)
 
 
 class _ColumnStore:
@@ -149,20 +232,28 @@ class _ColumnStore:
 
     def __init__(self, prompts: Sequence[Sequence[int]], capture: ScoreCapture) -> None:
         self._capture = capture
-        self._prompt_lengths = [len(prompt) for prompt in prompts]
         self._parts: list[list[np.ndarray]] = [[] for _ in prompts]
         self._waiting: list[tuple[torch.Tensor, list[int], list[bool]]] = []
+        self._n_steps = 0
 
-    def keep_prefill(self, padded_length: int) -> None:
+    def taken(self, n_rows: int) -> np.ndarray:
+        """``[n_checkpoints, n_rows, seq, columns]`` of the forward pass that just ran."""
         columns = self._capture.take()
-        n_rows = len(self._prompt_lengths)
-        host = columns.reshape(columns.shape[0], n_rows, padded_length, -1).cpu().numpy()
-        for row, length in enumerate(self._prompt_lengths):
-            self._parts[row].append(host[:, row, padded_length - length :])
+        return columns.reshape(columns.shape[0], n_rows, -1, columns.shape[-1]).cpu().numpy()
 
-    def keep_step(self, rows: list[int], step: int, responses: list[list[int]]) -> None:
-        """Keep the state that has read the token of ``step``, for the rows that still had one to read."""
-        fed = [len(responses[row]) == step + 1 for row in rows]
+    def keep_prefill(self, sharing: Sharing, of_prefix: np.ndarray | None) -> None:
+        """Give every row the columns of its prompt: of the prefix, then of what came after it."""
+        fed = self.taken(len(sharing.distinct))
+        for row, source in enumerate(sharing.source):
+            n_own = len(sharing.distinct[source]) - sharing.n_prefix
+            if of_prefix is not None:
+                self._parts[row].append(of_prefix)
+            self._parts[row].append(fed[:, source, sharing.n_fed - n_own :])
+
+    def keep_step(self, rows: list[int], responses: list[list[int]]) -> None:
+        """Keep the state that has read the newest token, for the rows that still had one to read."""
+        self._n_steps += 1
+        fed = [len(responses[row]) == self._n_steps for row in rows]
         self._waiting.append((self._capture.take(), list(rows), fed))
         if len(self._waiting) >= _FLUSH_STEPS:
             self._flush()
@@ -178,13 +269,6 @@ class _ColumnStore:
     def traces(self) -> list[Trace]:
         self._flush()
         return [Trace.from_columns(np.concatenate(parts, axis=1)) for parts in self._parts]
-
-
-def new_cache(model: LanguageModel) -> Any:
-    """An empty cache with the layer kinds (full, sliding window) that the model's configuration asks for."""
-    from transformers import DynamicCache
-
-    return DynamicCache(config=model.module.config.get_text_config())
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from traitscope.model.facts import ModelFacts
+from traitscope.model.sharing import common_prefix
 from traitscope.run.engine import GenerationTask
 
 _WIDEST = {"cuda": 128, "mps": 32, "cpu": 32}
@@ -53,6 +54,11 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def run_prefix(tasks: Iterable[GenerationTask]) -> tuple[int, ...]:
+    """The token ids that the prompts of all generated (not given) responses of a run begin with."""
+    return common_prefix([task.prompt.token_ids for task in tasks if task.response_ids is None])
 
 
 def make_batches(tasks: Sequence[GenerationTask], width: int) -> list[tuple[GenerationTask, ...]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from traitscope.model.capture import ReaderBank
-from traitscope.model.decode import Decoded, decode
+from traitscope.model.decode import Decoded, RunPrefix, decode
 from traitscope.model.loading import LanguageModel
 from traitscope.model.replay import replay_scores
 from traitscope.model.sampling import Sampling
@@ -50,13 +50,22 @@ class GenerationTask:
 
 
 class Engine:
-    """Runs batches of generations on one model and one set of readers."""
+    """Runs batches of generations on one model and one set of readers.
+
+    ``run_prefix`` is what the prompts of all its generations begin with.
+    """
 
     def __init__(
-        self, model: LanguageModel, bank: ReaderBank, *, on_tokens: Callable[[int], None] = lambda _n: None
+        self,
+        model: LanguageModel,
+        bank: ReaderBank,
+        *,
+        run_prefix: Sequence[int] = (),
+        on_tokens: Callable[[int], None] = lambda _n: None,
     ) -> None:
         self._model = model
         self._bank = bank
+        self._run_prefix = RunPrefix(run_prefix)
         self._on_tokens = on_tokens
         self._describer = TokenDescriber(model.tokenizer)
         self._widest: int | None = None
@@ -104,6 +113,7 @@ class Engine:
             seeds=[task.seed or 0 for task in tasks],
             bank=self._bank,
             on_step=self._on_tokens,
+            run_prefix=self._run_prefix,
         )
 
     def _replayed(self, task: GenerationTask) -> Decoded:

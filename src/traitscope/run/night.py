@@ -26,7 +26,7 @@ from traitscope.model.capture import ReaderBank, captured_bytes_per_position
 from traitscope.model.embedded import embedded_weights_are_cached
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel, load_source
-from traitscope.run.batching import Shard, make_batches, make_shards, widest_batch
+from traitscope.run.batching import Shard, make_batches, make_shards, run_prefix, widest_batch
 from traitscope.run.commit import check_shards, commit_shard, remove_leftovers, write_json
 from traitscope.run.engine import Engine, GenerationTask, is_out_of_memory, one_line_of, release_memory
 from traitscope.run.frozen import (
@@ -88,14 +88,17 @@ def start_run(
     shard_size: int | None,
     allow_foreign: bool,
     reporter: Reporter,
+    model: LanguageModel | None = None,
 ) -> Path:
     """Run a prepared suite in a new run directory, which is returned.
+
+    ``model`` is the suite's model where it is in memory already; else it is loaded.
 
     Raises:
         InputError, RunError, Interrupted: each message says what is safe and how to go on.
     """
     cost = SessionCost()
-    model = _load(prepared, cost, reporter)
+    model = model or _load(prepared, cost, reporter)
     with cost.timed("fitting"), reporter:
         vectors = vectors_for(
             model,
@@ -252,7 +255,8 @@ def _run_shards(frozen: FrozenRun, model: LanguageModel, cost: SessionCost, repo
     try:
         with listening(reporter.say, resume_hint) as interruption, reporter:
             _begin_progress(frozen, missing, reporter)
-            engine = Engine(model, bank_of(frozen.vectors), on_tokens=reporter.advance)
+            prefix = run_prefix(frozen.tasks.values())
+            engine = Engine(model, bank_of(frozen.vectors), run_prefix=prefix, on_tokens=reporter.advance)
             for number in missing:
                 _run_shard(frozen, number, model, engine, cost, reporter, events)
                 _note_session(frozen.run_dir, earlier, cost, "running")

@@ -1,0 +1,107 @@
+"""A KV cache that appends in place, and whose rows can begin with keys and values that were computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from traitscope.model.loading import LanguageModel
+
+
+class AppendingLayer(DynamicLayer):
+    """Keys and values of one layer in memory that has room for ``capacity`` tokens from the start.
+
+    transformers' own layer copies everything that it holds at every step. A sliding window is kept whole and
+    left to the attention mask, so that rows can be shifted.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self._capacity = capacity
+        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append ``[batch, heads, new, d_head]``; returns all keys and values so far."""
+        if self._room is None:
+            self.lazy_initialization(key_states, value_states)
+            self._room = self._allocated(key_states), self._allocated(value_states)
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:stop] = states
+        self._show(stop)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows ``indices``, any of them more than once."""
+        if self._room is not None:
+            length = self.get_seq_length()
+            self._room = self._room[0][indices], self._room[1][indices]
+            self._show(length)
+
+    def _allocated(self, states: torch.Tensor) -> torch.Tensor:
+        batch, heads, n_new, d_head = states.shape
+        return states.new_empty(batch, heads, max(self._capacity, n_new), d_head)
+
+    def _show(self, length: int) -> None:
+        assert self._room is not None
+        self.keys, self.values = (room[:, :, :length] for room in self._room)
+
+
+@dataclass(frozen=True)
+class KeysAndValues:
+    """What one row left in the cache: per layer keys and values ``[1, heads, seq, d_head]``, or None."""
+
+    layers: tuple[tuple[torch.Tensor, torch.Tensor] | None, ...]
+
+
+def new_cache(model: LanguageModel, capacity: int) -> DynamicCache:
+    """An empty cache with the layer kinds that the model's configuration asks for, attention layers appending."""
+    cache = _cache_of_configuration(model)
+    cache.layers = [AppendingLayer(capacity) if _is_attention(layer) else layer for layer in cache.layers]
+    return cache
+
+
+def can_share(model: LanguageModel) -> bool:
+    """Whether rows can begin with another row's cache: only where every layer holds plain keys and values.
+
+    Recurrent and compressed states cannot be shifted.
+    """
+    return all(map(_is_attention, _cache_of_configuration(model).layers))
+
+
+def _cache_of_configuration(model: LanguageModel) -> DynamicCache:
+    return DynamicCache(config=model.module.config.get_text_config())
+
+
+def _is_attention(layer: Any) -> bool:
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def keys_and_values(cache: DynamicCache) -> KeysAndValues:
+    """What a cache of one row holds."""
+    return KeysAndValues(tuple((layer.keys, layer.values) if layer.is_initialized else None for layer in cache.layers))
+
+
+def begin_rows(cache: DynamicCache, prefix: KeysAndValues, shifts: Sequence[int]) -> None:
+    """Fill an empty cache with one row for each of ``shifts``: the prefix, moved right by that many slots.
+
+    The slots in front are not to be attended to; what the shift pushes out at the end is to be read again.
+    """
+    for layer, states in zip(cache.layers, prefix.layers, strict=True):
+        if states is not None:
+            layer.update(*(_shifted_rows(state, shifts) for state in states))
+
+
+def _shifted_rows(state: torch.Tensor, shifts: Sequence[int]) -> torch.Tensor:
+    """``[1, heads, seq, d_head]`` to ``[rows, heads, seq, d_head]``."""
+    slots = torch.arange(state.shape[2], device=state.device)
+    sources = (slots - torch.tensor(list(shifts), device=state.device)[:, None]).clamp_min(0)
+    return state[0][:, sources].transpose(0, 1)
