@@ -24,4 +24,6 @@ def test_a_kind_that_was_timed_takes_as_long_again_and_the_rest_is_scaled(monkey
     with plan.doing("b", "second"):
         now += 4.0
     assert plan.seconds_left() == pytest.approx(10)
+    plan.drop("a")
+    assert plan.seconds_left() == 0
     assert said.getvalue() == "[1/3] first\n[2/3] second (about 40 s left)\n"

@@ -37,6 +37,11 @@ class Agenda:
         self._seconds.setdefault(kind, []).append(time.perf_counter() - started)
         self._left[kind] -= 1
 
+    def drop(self, kind: str) -> None:
+        """One piece of ``kind`` turned out not to be needed."""
+        self._left[kind] -= 1
+        self._total -= 1
+
     def seconds_left(self) -> float | None:
         """What is left, this piece included; None before anything was timed."""
         if not self._seconds:

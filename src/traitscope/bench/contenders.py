@@ -21,11 +21,11 @@ from traitscope.bench.workload import Workload, post_indices, share_of_prompts
 from traitscope.captures.reading import open_run
 from traitscope.errors import RunError
 from traitscope.model.capture import ReaderBank
-from traitscope.model.decode import decode
+from traitscope.model.decode import RunPrefix, decode
 from traitscope.model.embedded import embedded_directory, embedded_weights_directory
 from traitscope.model.loading import LanguageModel
 from traitscope.model.source import ModelSource
-from traitscope.run.batching import make_batches
+from traitscope.run.batching import make_batches, run_prefix
 from traitscope.run.engine import GenerationTask
 from traitscope.suite.file import LoadedSuite
 
@@ -133,10 +133,11 @@ def cached(model: LanguageModel, workload: Workload, tasks: Sequence[GenerationT
 def ours(
     model: LanguageModel, tasks: Sequence[GenerationTask], width: int, *, bank: ReaderBank | None, n_whole: int
 ) -> Piece:
-    """(d) Our batched decode with all traits captured; (e) the same without a bank."""
+    """(d) Our batched decode with all traits captured; (e) the same without a bank. Batches as a run makes them."""
     endless = replace(model, eos_token_ids=frozenset())
     synchronise(model.device)
     started = time.perf_counter()
+    prefix = RunPrefix(run_prefix(tasks))
     lengths: list[int] = []
     for batch in make_batches(tasks, width):
         first = batch[0]
@@ -147,6 +148,7 @@ def ours(
             sampling=first.sampling,
             seeds=[task.seed or 0 for task in batch],
             bank=bank,
+            run_prefix=prefix,
         )
         lengths += [len(row.response_ids) for row in rows]
     synchronise(model.device)

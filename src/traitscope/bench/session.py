@@ -55,6 +55,7 @@ class Effort:
     uncached_prompts_per_round: int
     cached_prompts_per_round: int
     paired_repeats: int
+    paired_steps: int
     generate_widths: bool
     memory: bool
 
@@ -66,6 +67,7 @@ FULL = Effort(
     uncached_prompts_per_round=3,
     cached_prompts_per_round=6,
     paired_repeats=4,
+    paired_steps=50,
     generate_widths=True,
     memory=True,
 )
@@ -76,6 +78,7 @@ QUICK = Effort(
     uncached_prompts_per_round=1,
     cached_prompts_per_round=2,
     paired_repeats=1,
+    paired_steps=24,
     generate_widths=False,
     memory=False,
 )
@@ -225,9 +228,16 @@ class _Session:
             batched_generate(self._model, short, Grouping(len(short), by_length=True), n_whole=n_whole)
 
     def _best_grouping(self) -> list[dict[str, Any]]:
-        """Try the groupings for ``generate`` once each and keep the fastest; returns what was tried."""
+        """Try the groupings for ``generate`` once each and keep the fastest; returns what was tried.
+
+        Where all groupings make the same batches, there is nothing to try.
+        """
         tasks = self._workload.tasks
         groupings = candidate_groupings(tasks, self._width, other_widths=self.effort.generate_widths)
+        self._grouping = groupings[0]
+        if len(groupings) == 1:
+            self._agenda.drop("grouping")
+            return []
         tried = []
         with self._agenda.doing("grouping", f"trying {len(groupings)} groupings for generate"):
             for grouping in groupings:
@@ -242,7 +252,8 @@ class _Session:
 
     def _paired(self, batch: Sequence[GenerationTask]) -> dict[str, Any]:
         with self._agenda.doing("paired", f"capture against none, step by step, at batch {len(batch)}"):
-            times = paired_steps(self._model, batch, self._workload.bank, repeats=self.effort.paired_repeats)
+            fewer = [replace(t, max_new_tokens=min(t.max_new_tokens, self.effort.paired_steps)) for t in batch]
+            times = paired_steps(self._model, fewer, self._workload.bank, repeats=self.effort.paired_repeats)
         return capture_cost(times)
 
     def _peaks(self) -> dict[str, dict[str, Any]]:
@@ -283,7 +294,7 @@ class _Session:
             "b": 28 / n_prompts * effort.uncached_prompts_per_round,
             "c": 8 / n_prompts * effort.cached_prompts_per_round,
             **dict.fromkeys("def", 1.0),
-            "paired": 2.0 * effort.paired_repeats,
+            "paired": effort.paired_repeats * effort.paired_steps / 40,
             "memory": 3.0,
         }
 

@@ -43,7 +43,7 @@ def _cells(contender: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         contender["name"],
         human_seconds(seconds["median"]) + mark,
-        f"{human_seconds(seconds['low'])} – {human_seconds(seconds['high'])}" if seconds["n"] > 1 else "–",
+        f"{human_seconds(seconds['low'])} – {human_seconds(seconds['high'])}" if seconds["n"] > 1 else "one round",
         str(seconds["n"]),
         "–" if per_hour is None else f"{per_hour:,.0f}{mark}",
         f"{contender['tokens_per_second']:,.1f}",
@@ -74,20 +74,18 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
         if contender["key"] == "a":
             parts = ", ".join(f"{part} {human_seconds(seconds)}" for part, seconds in contender["parts"].items())
             yield f"one process of the old way: {parts}"
-    grouping = result["generate"]["grouping"]
-    yield (
-        f"batches: traitscope {result['batch_width']} wide; generate {grouping['width']} wide, "
-        f"{'sorted by length' if grouping['by_length'] else 'in file order'}, the best of "
-        f"{len(result['generate']['tried'])} tried"
-    )
+    grouping, tried = result["generate"]["grouping"], result["generate"]["tried"]
+    order = "sorted by length" if grouping["by_length"] else "in file order"
+    best = f", the fastest of {len(tried)} groupings" if tried else ""
+    yield f"batches: traitscope at most {result['batch_width']} wide; generate {grouping['width']}, {order}{best}"
 
 
 def _comparison_table(result: Mapping[str, Any]) -> Table:
     names = {contender["key"]: contender["name"] for contender in result["contenders"]}
     table = Table(title="Compared within each round")
     for name in ("", "against", "speed"):
-        table.add_column(name)
-    for name in ("time ratio", "spread", "rounds"):
+        table.add_column(name, no_wrap=name == "speed")
+    for name in ("time ratio", "spread"):
         table.add_column(name, justify="right")
     for comparison in result["comparisons"]:
         ratio = comparison["time_ratio"]
@@ -97,8 +95,7 @@ def _comparison_table(result: Mapping[str, Any]) -> Table:
             names[comparison["to"]],
             comparison["words"] + mark,
             _ratio(ratio["median"]) + mark,
-            f"{_ratio(ratio['low'])} – {_ratio(ratio['high'])}" if ratio["n"] > 1 else "–",
-            str(ratio["n"]),
+            f"{_ratio(ratio['low'])} – {_ratio(ratio['high'])}" if ratio["n"] > 1 else "one round",
         )
     return table
 
