@@ -56,15 +56,17 @@ class Bench(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("numbers", type=int, nargs="*", choices=list(FIGURES), default=list(FIGURES))
+    parser.add_argument("numbers", type=int, nargs="*", help="of 1 to 4; all if none is given")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    if unknown := set(given.numbers) - set(FIGURES):
+        parser.error(f"there is no figure {min(unknown)}; known: {', '.join(map(str, FIGURES))}")
     prepared = prepare(load_workload("reference").with_overrides(model=given.model))
     model = load_source(prepared.source, device=str(prepared.device))
     print(describe_machine(model), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for number in given.numbers:
+        for number in given.numbers or FIGURES:
             print(f"\n{number}. {FIGURES[number].__doc__}", flush=True)
             FIGURES[number](Bench(model, Path(folder), given.rounds))
 
