@@ -47,10 +47,13 @@ _WARM_UP_TOKENS = 2
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured. What is counted ``per_round`` is a sample of a workload that would take too long."""
+    """How much is measured. What is counted ``per_round`` is a sample of a workload that would take too long.
+
+    The whole program and (b), which take longest, are part of the first ``long_rounds`` of the rounds.
+    """
 
     rounds: int
-    program_rounds: int
+    long_rounds: int
     old_processes_per_round: int
     uncached_prompts_per_round: int
     cached_prompts_per_round: int
@@ -62,7 +65,7 @@ class Effort:
 
 FULL = Effort(
     rounds=3,
-    program_rounds=3,
+    long_rounds=3,
     old_processes_per_round=2,
     uncached_prompts_per_round=3,
     cached_prompts_per_round=6,
@@ -73,7 +76,7 @@ FULL = Effort(
 )
 QUICK = Effort(
     rounds=2,
-    program_rounds=1,
+    long_rounds=1,
     old_processes_per_round=1,
     uncached_prompts_per_round=1,
     cached_prompts_per_round=2,
@@ -160,11 +163,14 @@ class _Session:
         searched: list[dict[str, Any]] = []
         self._warm_up()
         for number in range(self.effort.rounds):
-            if number < self.effort.program_rounds:
+            long_round = number < self.effort.long_rounds
+            if long_round:
                 self._whole_programs(number, rounds)
             if number == 0:
                 searched = self._best_grouping()
             for key, contender in self._contenders().items():
+                if key == "b" and not long_round:
+                    continue
                 with self._agenda.doing(key, f"round {number + 1} of {self.effort.rounds}: {CONTENDERS[key].name}"):
                     rounds[key].append(contender(number))
         paired = [self._paired(batch) for batch in self._paired_batches()]
@@ -186,7 +192,7 @@ class _Session:
         n_whole = len(tasks)
         return {
             "a": self._old_way,
-            "b": lambda number: uncached(model, workload, self._sample(self.effort.uncached_prompts_per_round, number)),
+            "b": self._uncached,
             "c": lambda number: cached(model, workload, self._sample(self.effort.cached_prompts_per_round, number)),
             "d": lambda _: ours(model, tasks, self._width, bank=workload.bank, n_whole=n_whole),
             "e": lambda _: ours(model, tasks, self._width, bank=None, n_whole=n_whole),
@@ -197,12 +203,16 @@ class _Session:
         tasks = self._sample(self.effort.old_processes_per_round, number)
         return joined([old_way(self._model, self._workload, task, self._folder) for task in tasks])
 
-    def _sample(self, per_round: int, number: int) -> list[GenerationTask]:
+    def _uncached(self, number: int) -> Piece:
+        tasks = self._sample(self.effort.uncached_prompts_per_round, number, self.effort.long_rounds)
+        return uncached(self._model, self._workload, tasks)
+
+    def _sample(self, per_round: int, number: int, n_rounds: int | None = None) -> list[GenerationTask]:
         """This round's prompts of those that are spread over all lengths; rounds take different ones."""
         tasks = self._workload.tasks
-        spread = spread_sample([task.n_prompt for task in tasks], per_round * self.effort.rounds)
-        chosen = spread[number % len(spread) :: self.effort.rounds]
-        return [tasks[index] for index in chosen]
+        n_rounds = n_rounds or self.effort.rounds
+        spread = spread_sample([task.n_prompt for task in tasks], per_round * n_rounds)
+        return [tasks[index] for index in spread[number % len(spread) :: n_rounds]]
 
     def _whole_programs(self, number: int, rounds: dict[str, list[Piece]]) -> None:
         """The program as one process, which also tells the width that it chose, and side by side if asked."""
@@ -273,10 +283,11 @@ class _Session:
         effort = self.effort
         return {
             "warm-up": 1,
-            "program": effort.program_rounds,
-            "instances": effort.program_rounds if self._n_instances > 1 else 0,
+            "program": effort.long_rounds,
+            "instances": effort.long_rounds if self._n_instances > 1 else 0,
             "grouping": 1,
-            **dict.fromkeys("abcdef", effort.rounds),
+            "b": effort.long_rounds,
+            **dict.fromkeys("acdef", effort.rounds),
             "paired": 2 if len(self._workload.tasks) > 1 else 1,
             "memory": 3 if effort.memory else 0,
         }

@@ -11,8 +11,6 @@ from rich.text import Text
 
 from traitscope.units import human_bytes, human_seconds
 
-_UNITS = {"a": "processes"}
-
 
 def print_bench(console: Console, result: Mapping[str, Any]) -> None:
     """The contenders, the comparisons, then one line for each thing to know about them."""
@@ -63,11 +61,7 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
         "times are medians, their spread is from the fastest to the slowest round; traits are random unit vectors, as "
         "only time is measured"
     )
-    sampled = [
-        f"{c['name']} from {c['units']} {_UNITS.get(c['key'], 'prompts')}"
-        for c in result["contenders"]
-        if c["extrapolated"]
-    ]
+    sampled = [f"{c['name']} from {_units(c)}" for c in result["contenders"] if c["extrapolated"]]
     if sampled:
         yield f"* extrapolated from a sample: {', '.join(sampled)}"
     for contender in result["contenders"]:
@@ -78,6 +72,11 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     order = "sorted by length" if grouping["by_length"] else "in file order"
     best = f", the fastest of {len(tried)} groupings" if tried else ""
     yield f"batches: traitscope at most {result['batch_width']} wide; generate {grouping['width']}, {order}{best}"
+
+
+def _units(contender: Mapping[str, Any]) -> str:
+    one, many = ("process", "processes") if contender["key"] == "a" else ("prompt", "prompts")
+    return f"{contender['units']} {one if contender['units'] == 1 else many}"
 
 
 def _comparison_table(result: Mapping[str, Any]) -> Table:
