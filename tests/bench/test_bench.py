@@ -21,12 +21,13 @@ from traitscope.bench.session import candidate_groupings
 from traitscope.bench.workload import (
     Workload,
     load_workload,
+    refuse_too_many_instances,
     share_of_prompts,
     short_workload,
     with_random_vectors,
     workload_of,
 )
-from traitscope.errors import RunError
+from traitscope.errors import InputError, RunError
 from traitscope.model.loading import LanguageModel, load_model
 from traitscope.run.prepare import prepare
 from traitscope.suite.file import load_suite
@@ -200,6 +201,12 @@ def test_work_that_cannot_be_equal_is_one_line_before_the_load(
     assert code == 2
     assert expected in error
     assert error.count("\n") == 1
+
+
+def test_an_instance_without_a_prompt_is_refused(suite: Path) -> None:
+    refuse_too_many_instances(load_suite(str(suite)), 5)
+    with pytest.raises(InputError, match=r"--instances 6: .* has prompts for 5 at most"):
+        refuse_too_many_instances(load_suite(str(suite)), 6)
 
 
 def test_an_unknown_workload_is_one_line(command: Any, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from traitscope.bench.statistics import spread_sample
 from traitscope.bench.workload import (
     Workload,
     load_workload,
+    refuse_too_many_instances,
     refuse_unequal_work,
     with_random_vectors,
     workload_of,
@@ -37,8 +38,9 @@ from traitscope.bench.workload import (
 from traitscope.model.loading import LanguageModel, load_source
 from traitscope.run.batching import make_batches
 from traitscope.run.engine import GenerationTask
-from traitscope.run.prepare import prepare
+from traitscope.run.prepare import Prepared, prepare
 from traitscope.run.progress import Reporter
+from traitscope.suite.file import LoadedSuite
 
 FORMAT_VERSION = "1"
 _PAIRED_WIDTH = 24
@@ -110,11 +112,12 @@ def run_bench(options: BenchOptions, reporter: Reporter) -> dict[str, Any]:
     """
     loaded = load_workload(options.workload).with_overrides(model=options.model)
 
-    def prepared_with(suite: Any) -> Any:
+    def prepared_with(suite: LoadedSuite) -> Prepared:
         return prepare(suite, device=options.device, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
 
     prepared = prepared_with(loaded)
     refuse_unequal_work(loaded, prepared.plan)
+    refuse_too_many_instances(loaded, options.n_instances)
     reporter.say(f"loading {prepared.source.name}")
     dtype = "auto" if prepared.dtype is None else str(prepared.dtype).removeprefix("torch.")
     model = load_source(prepared.source, device=str(prepared.device), dtype=dtype)

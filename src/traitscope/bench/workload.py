@@ -105,6 +105,17 @@ def refuse_unequal_work(loaded: LoadedSuite, plan: Plan) -> None:
             raise InputError(f"{where}: does not fit into the model's context; leave it out")
 
 
+def refuse_too_many_instances(loaded: LoadedSuite, n_instances: int) -> None:
+    """Refuse to divide a suite among more instances than have a prompt each.
+
+    Raises:
+        InputError: one instance would have nothing to do.
+    """
+    if not share_of_prompts(loaded, n_instances - 1, n_instances).suite.experiments:
+        most = max(len(read_prompts(experiment, loaded.folder)) for experiment in loaded.suite.experiments)
+        raise InputError(f"--instances {n_instances}: {loaded.label} has prompts for {most} at most")
+
+
 def _comparable(settings: GenerationSettings) -> dict[str, Any]:
     return settings.model_dump(exclude={"samples", "seed"})
 
