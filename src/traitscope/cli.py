@@ -361,7 +361,7 @@ def _finish(run_dir: Path, as_json: bool) -> None:
 def _show_plan(prepared: Prepared, batch_size: int | None, as_json: bool) -> None:
     with _quick_imports():
         from traitscope.report.terminal import print_plan
-        from traitscope.run.estimate import describe_plan
+        from traitscope.run.describe_plan import describe_plan
 
         described = describe_plan(prepared, batch_size)
     if as_json:

@@ -49,7 +49,7 @@ def quiet() -> Reporter:
     return Reporter(Console(file=io.StringIO()))
 
 
-def run_suite(suite: Path, out: Path, *, batch_size: int = 2, shard_size: int = 2) -> Path:
+def run_suite(suite: Path, out: Path, *, batch_size: int | None = 2, shard_size: int | None = 2) -> Path:
     prepared = prepare(load_suite(str(suite)), device="cpu")
     return start_run(
         prepared, out=out, batch_size=batch_size, shard_size=shard_size, allow_foreign=False, reporter=quiet()

@@ -33,7 +33,8 @@ from traitscope.errors import InputError, RunError
 from traitscope.run import commit as commit_module
 from traitscope.run import engine as engine_module
 from traitscope.run import night as night_module
-from traitscope.run import timing as timing_module
+from traitscope.run import pace as pace_module
+from traitscope.run import session as session_module
 from traitscope.run.interruption import Interrupted
 from traitscope.run.lock import is_locked, locked
 from traitscope.run.night import resume_run
@@ -57,9 +58,9 @@ def _resume(run_dir: Path, **options: Any) -> None:
 
 def _stopped_after(run: int, tmp_path: Path, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was interrupted after some shards."""
-    stop = failing(night_module.commit_shard, Interrupted("stop"), after=run)
+    stop = failing(session_module.commit_shard, Interrupted("stop"), after=run)
     with monkeypatch.context() as patched:
-        patched.setattr(night_module, "commit_shard", stop)
+        patched.setattr(session_module, "commit_shard", stop)
         with pytest.raises(Interrupted):
             run_suite(write_suite(tmp_path, tiny_directory), tmp_path / "runs")
     (run_dir,) = (tmp_path / "runs").iterdir()
@@ -259,7 +260,6 @@ def test_failures_are_kept_and_retried_only_on_request(
     suite = write_suite(tmp_path, tiny_directory)
     with monkeypatch.context() as patched:
         patched.setattr(engine_module, "decode", decode)
-        patched.setattr(timing_module, "decode", decode)
         run_dir = run_suite(suite, tmp_path / "runs", batch_size=32, shard_size=8)
     assert run_status(run_dir)["counts"] == {"ok": N_GENERATIONS - 1, "failed": 1, "missing": 0}
     plan = (run_dir / "plan.json").read_bytes()
@@ -271,20 +271,20 @@ def test_failures_are_kept_and_retried_only_on_request(
     assert open_run(run_dir).generations.collect()["generation"].n_unique() == N_GENERATIONS
 
 
-def test_a_first_batch_too_wide_for_the_memory_is_narrowed_before_the_run_is_frozen(
-    tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_widths_that_do_not_fit_in_memory_are_not_chosen(
+    tmp_path: Path, tiny_directory: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = timing_module.decode
+    class Narrow(pace_module.DecodeLoop):
+        def __init__(self, model: Any, prompts: Any, **more: Any) -> None:
+            if len(prompts) > 5:
+                raise torch.OutOfMemoryError("no room")
+            super().__init__(model, prompts, **more)
 
-    def decode(model: Any, prompts: Any, **kwargs: Any) -> Any:
-        if len(prompts) > 5:
-            raise torch.OutOfMemoryError("no room")
-        return real(model, prompts, **kwargs)
-
-    monkeypatch.setattr(timing_module, "decode", decode)
-    monkeypatch.setattr(engine_module, "decode", decode)
-    run_dir = run_suite(write_suite(tmp_path, tiny_directory), tmp_path / "runs", batch_size=16, shard_size=16)
-    assert json.loads((run_dir / "plan.json").read_text())["batch_width"] == 3
+    monkeypatch.setattr(pace_module, "DecodeLoop", Narrow)
+    run_dir = run_suite(write_suite(tmp_path, tiny_directory), tmp_path / "runs", batch_size=None, shard_size=16)
+    plan = json.loads((run_dir / "plan.json").read_text())
+    assert set(plan["estimate"]["pace"]["widths"]) <= {1, 2, 4}
+    assert plan["batch_width"] <= 4
     assert run_status(run_dir)["counts"] == {"ok": N_GENERATIONS, "missing": 0}
 
 

@@ -19,6 +19,7 @@ class ModelFacts:
     n_kv_heads: int
     d_head: int
     vocab_size: int
+    tied_head: bool
 
     def weight_bytes(self, itemsize: int) -> int:
         return self.n_parameters * itemsize
@@ -26,6 +27,15 @@ class ModelFacts:
     def cache_bytes_per_token(self, itemsize: int) -> int:
         """Keys and values of all layers for one token of one row."""
         return 2 * self.n_layers * self.n_kv_heads * self.d_head * itemsize
+
+    def forward_flops(self, n_tokens: int, n_logit_rows: int) -> int:
+        """Two per weight of a matrix product: blocks for every token, the output head for rows of logits.
+
+        Attention's own products are left out; so are embeddings, which are looked up.
+        """
+        head = self.vocab_size * self.d_model
+        embeddings = head * (1 if self.tied_head else 2)
+        return 2 * ((self.n_parameters - embeddings) * n_tokens + head * n_logit_rows)
 
     def bytes_per_row(self, n_tokens: int, itemsize: int) -> int:
         """Working memory of one row of a batch: cache (twice, as it grows by copying), one block's activations,
@@ -59,4 +69,5 @@ def facts_of_module(module: Any) -> ModelFacts:
         n_kv_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
         d_head=int(getattr(config, "head_dim", None) or d_model // n_heads),
         vocab_size=int(config.vocab_size),
+        tied_head=bool(getattr(config, "tie_word_embeddings", True)),
     )

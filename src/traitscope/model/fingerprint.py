@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from traitscope.atomic import write_atomically
-from traitscope.cache import cache_directory
+from traitscope.cache import read_cached_json, write_cached_json
 from traitscope.model.embedded import embedded_gguf
 from traitscope.model.source import ModelSource
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_HASHES = ("files", "hashes")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -59,12 +59,12 @@ def sha256_of_file(path: Path) -> str:
     """The file's SHA-256, remembered by path, size and modification time."""
     status = path.stat()
     key, state = str(path.resolve()), [status.st_size, status.st_mtime_ns]
-    remembered = _remembered_hashes()
+    remembered = read_cached_json(*_HASHES) or {}
     if remembered.get(key, [None])[:-1] == state:
         return remembered[key][-1]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    _remember_hashes({**_remembered_hashes(), key: [*state, digest]})
+    write_cached_json(*_HASHES, {**(read_cached_json(*_HASHES) or {}), key: [*state, digest]})
     return digest
 
 
@@ -121,23 +121,3 @@ def _tokenizer_text(tokenizer: Any) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _hashes_file() -> Path:
-    return cache_directory() / "hashes.json"
-
-
-def _remembered_hashes() -> dict[str, list[Any]]:
-    try:
-        return json.loads(_hashes_file().read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _remember_hashes(hashes: dict[str, list[Any]]) -> None:
-    file = _hashes_file()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda opened: opened.write(json.dumps(hashes).encode()))
-    except OSError:
-        return  # a cache that cannot be written only costs time

@@ -13,6 +13,7 @@ from traitscope.errors import InputError
 from traitscope.model.anatomy import Anatomy, find_anatomy
 from traitscope.model.embedded import EMBEDDED_NAME, embedded_weights_directory
 from traitscope.model.fingerprint import Fingerprint, fingerprint_of_module, fingerprint_of_source
+from traitscope.model.meter import ForwardMeter
 from traitscope.model.source import (
     ModelSource,
     check_reachable,
@@ -35,6 +36,7 @@ class LanguageModel:
         module: the transformers model, in evaluation mode.
         context_length: how many tokens it can read, or None if unlimited.
         eos_token_ids: each of them ends a response.
+        meter: counts and times every ``forward``.
     """
 
     name: str
@@ -44,6 +46,7 @@ class LanguageModel:
     fingerprint: Fingerprint
     context_length: int | None
     eos_token_ids: frozenset[int]
+    meter: ForwardMeter = field(default_factory=ForwardMeter, repr=False)
     _accepted: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +66,8 @@ class LanguageModel:
 
     def forward(self, **inputs: Any) -> Any:
         """One forward pass with those of ``inputs`` that this architecture's ``forward`` knows."""
-        return self.module(**{name: value for name, value in inputs.items() if name in self._accepted})
+        with self.meter.measuring(inputs["input_ids"], inputs.get("logits_to_keep", 0)):
+            return self.module(**{name: value for name, value in inputs.items() if name in self._accepted})
 
     def __repr__(self) -> str:
         return (

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import psutil
 import torch
 
 from traitscope.model.facts import ModelFacts
 from traitscope.model.sharing import common_prefix
 from traitscope.run.engine import GenerationTask
+from traitscope.run.memory import free_memory
+from traitscope.run.pace import Pace
 
 _WIDEST = {"cuda": 128, "mps": 32, "cpu": 32}
 _USABLE_MEMORY = 0.5
 _SHARD_SECONDS = 90.0
 _SHARD_BYTES = 24_000_000
+
+
+Batch = tuple[GenerationTask, ...]
+"""Generations that are computed together."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +45,21 @@ class Shard:
         return cls(tuple(tuple(batch) for batch in described["batches"]), tuple(described["too_long"]))
 
 
-def widest_batch(
-    facts: ModelFacts, device: torch.device, itemsize: int, n_tokens: int, memory: int | None = None
+def batch_width(
+    facts: ModelFacts, device: torch.device, itemsize: int, tasks: Sequence[GenerationTask], pace: Pace | None
 ) -> int:
-    """How many rows of ``n_tokens`` fit in half of the free memory, at most 32 (128 on a CUDA device)."""
-    free = free_memory(device) if memory is None else memory
-    per_row = facts.bytes_per_row(n_tokens, itemsize)
-    return max(1, min(_WIDEST.get(device.type, 32), int(free * _USABLE_MEMORY // per_row)))
+    """How many rows are generated together: as many as fit in half of the free memory and are still worth it.
+
+    Worth it is what ``pace`` measured; without it at most 32 rows (128 on a CUDA device).
+    """
+    longest = max((task.n_prompt + task.most_response_tokens for task in tasks), default=1)
+    most = max(1, min(rows_that_fit(facts, longest, itemsize, free_memory(device)), len(tasks)))
+    return min(most, _WIDEST.get(device.type, 32)) if pace is None else pace.best_width(len(tasks), most)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device that computes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+def rows_that_fit(facts: ModelFacts, n_tokens: int, itemsize: int, free_bytes: int) -> int:
+    """How many rows of ``n_tokens`` fit in half of ``free_bytes``."""
+    return int(free_bytes * _USABLE_MEMORY // facts.bytes_per_row(n_tokens, itemsize))
 
 
 def run_prefix(tasks: Iterable[GenerationTask]) -> tuple[int, ...]:
@@ -61,7 +67,7 @@ def run_prefix(tasks: Iterable[GenerationTask]) -> tuple[int, ...]:
     return common_prefix([task.prompt.token_ids for task in tasks if task.response_ids is None])
 
 
-def make_batches(tasks: Sequence[GenerationTask], width: int) -> list[tuple[GenerationTask, ...]]:
+def make_batches(tasks: Sequence[GenerationTask], width: int) -> list[Batch]:
     """Batches of at most ``width`` rows with equal settings, longest prompts first, about equally wide."""
 
     def settings(task: GenerationTask) -> tuple[Any, ...]:
@@ -69,7 +75,7 @@ def make_batches(tasks: Sequence[GenerationTask], width: int) -> list[tuple[Gene
         given = task.response_ids is not None
         return (given, task.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k)
 
-    batches: list[tuple[GenerationTask, ...]] = []
+    batches: list[Batch] = []
     ordered = sorted(tasks, key=lambda task: (settings(task), -task.n_prompt))
     for _, group in groupby(ordered, key=settings):
         rows = list(group)
@@ -80,7 +86,7 @@ def make_batches(tasks: Sequence[GenerationTask], width: int) -> list[tuple[Gene
 
 
 def make_shards(
-    batches: Sequence[tuple[GenerationTask, ...]],
+    batches: Sequence[Batch],
     too_long: Sequence[str],
     *,
     shard_size: int | None,
@@ -93,7 +99,7 @@ def make_shards(
     the commit, reach some megabytes; one batch a shard where the time is not known.
     """
     shards: list[Shard] = []
-    waiting: list[tuple[GenerationTask, ...]] = []
+    waiting: list[Batch] = []
 
     def is_full() -> bool:
         tasks = [task for batch in waiting for task in batch]
@@ -115,5 +121,5 @@ def make_shards(
     return shards
 
 
-def _shard(batches: Sequence[tuple[GenerationTask, ...]]) -> Shard:
+def _shard(batches: Sequence[Batch]) -> Shard:
     return Shard(tuple(tuple(task.id for task in batch) for batch in batches))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from traitscope.errors import one_line_of
 from traitscope.model.capture import ReaderBank
 from traitscope.model.decode import Decoded, RunPrefix, decode
 from traitscope.model.loading import LanguageModel
 from traitscope.model.replay import replay_scores
 from traitscope.model.sampling import Sampling
+from traitscope.run.memory import is_out_of_memory, release_memory
 from traitscope.run.tables import Captured, Outcome
 from traitscope.suite.rendering import Rendered
 from traitscope.suite.tokens import TokenDescriber
@@ -159,23 +159,3 @@ class Engine:
 
 def _failed(task: GenerationTask, error: str, seconds: float) -> Outcome:
     return Outcome(task.id, "failed", task.n_prompt, task.seed, seconds, error=error)
-
-
-def one_line_of(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch might not raise this."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def release_memory() -> None:
-    """Give back what a failed attempt held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

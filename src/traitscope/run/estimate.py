@@ -1,98 +1,107 @@
-"""What a plan says of the cost: counts, memory, disk, a range for the time, and the old procedure beside it."""
+"""What a run will take: seconds, memory and disk, from the model's remembered pace and the run's sizes."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from traitscope.checkpoints import checkpoints_of
+import torch
+
 from traitscope.model.capture import captured_bytes_per_position
-from traitscope.run.batching import widest_batch
-from traitscope.run.prepare import Prepared
-from traitscope.run.timing import seconds_range
+from traitscope.model.facts import ModelFacts
+from traitscope.model.sharing import shared_by
+from traitscope.run.batching import Batch, run_prefix
+from traitscope.run.engine import GenerationTask
+from traitscope.run.pace import Pace
 
 _PROCESS_BYTES = 700_000_000
-# As measured on the reference night, rounded up.
+# As measured on three suites of the embedded model, see docs/performance.md.
 _DISK_BYTES_PER_SCORE = 1.6
 _DISK_BYTES_PER_WRITE = 3.0
 _DISK_BYTES_PER_TOKEN = 12
 _DISK_BYTES_PER_GENERATION = 3_000
+_READERS_AND_STEERERS = 2
 
 
-def describe_plan(prepared: Prepared, batch_size: int | None) -> dict[str, Any]:
-    """The plan as plain values, for a table or JSON. Bytes and seconds; nothing here needs the weights."""
-    plan, facts = prepared.plan, prepared.facts()
-    dtype = prepared.known_dtype
-    n_checkpoints = len(checkpoints_of([True] * facts.n_layers))
-    runnable = plan.runnable
-    prompt_tokens = sum(generation.n_prompt for generation in runnable)
-    response_tokens = sum(generation.most_response_tokens for generation in runnable)
-    longest = max((g.n_prompt + g.most_response_tokens for g in runnable), default=1)
-    width = batch_size or widest_batch(facts, prepared.device, dtype.itemsize, longest)
-    width = max(1, min(width, len(runnable)))
-    steps = -(-response_tokens // width)
-    low, high = seconds_range(facts, prepared.device, dtype, prompt_tokens=prompt_tokens, steps=steps, width=width)
-    return {
-        "suite": prepared.loaded.suite.name,
-        "model": prepared.source.name,
-        "device": str(prepared.device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "experiments": len(prepared.loaded.suite.experiments),
-        "captures": len(plan.captures),
-        "generations": len(plan.generations),
-        "too_long": [
-            f"{capture.experiment}/{capture.prompt_id} ({capture.generation.n_prompt} tokens of prompt and "
-            f"{capture.generation.most_response_tokens} of response)"
-            for capture in plan.captures
-            if capture.generation.status == "too_long"
-        ],
-        "traits": list(plan.traits),
-        "checkpoints": n_checkpoints,
-        "prompt_tokens": prompt_tokens,
-        "most_response_tokens": response_tokens,
-        "batch_width": width,
-        "template": _template_line(prepared),
-        "seconds": [round(low, 1), round(high, 1)],
-        "bytes": {
-            "weights": facts.weight_bytes(dtype.itemsize),
-            "cache": width * longest * facts.cache_bytes_per_token(dtype.itemsize),
-            "scores": width * longest * captured_bytes_per_position(n_checkpoints, len(plan.traits)),
-            "peak": _PROCESS_BYTES
-            + facts.weight_bytes(dtype.itemsize)
-            + width * facts.bytes_per_row(longest, dtype.itemsize),
-            "disk": _disk_bytes(prepared, n_checkpoints),
-        },
-        "old_procedure": _old_procedure(prepared),
-        "token_forwards": prompt_tokens + response_tokens,
-    }
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes if no response ends early. Seconds are None where the model was never timed here.
+
+    ``seconds`` are of generation; ``total_seconds`` also of loading.
+    """
+
+    seconds: float | None
+    total_seconds: float | None
+    memory_bytes: int
+    disk_bytes: int
 
 
-def _template_line(prepared: Prepared) -> str:
-    if getattr(prepared.tokenizer, "chat_template", None):
-        return "chat template of the model"
-    return f"no chat template: prompts are put as {prepared.loaded.suite.base_template!r}"
+@dataclass(frozen=True)
+class Setting:
+    """What an estimate depends on beside the generations."""
+
+    facts: ModelFacts
+    dtype: torch.dtype
+    n_traits: int
+    n_checkpoints: int
+    pace: Pace | None
 
 
-def _disk_bytes(prepared: Prepared, n_checkpoints: int) -> int:
-    d_model = prepared.config.get_text_config().hidden_size
-    total = 2.0 * len(prepared.plan.traits) * n_checkpoints * d_model * 4  # readers and steerers
-    for generation in prepared.plan.runnable:
-        n_positions = generation.n_prompt + generation.most_response_tokens
-        states = n_positions * n_checkpoints
-        n_traits = len(generation.traits)
-        total += states * (1 + n_traits) * _DISK_BYTES_PER_SCORE
-        total += states * n_traits * _DISK_BYTES_PER_WRITE / 2  # writes end at R, about half depth
+def estimate(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequence[Batch]) -> Estimate:
+    """What ``batches`` of ``tasks`` take."""
+    seconds = total = None
+    if setting.pace is not None:
+        seconds = generation_seconds(setting.pace, tasks, batches)
+        total = round(seconds + setting.pace.loading_seconds, 3)
+        seconds = round(seconds, 3)
+    return Estimate(seconds, total, _memory_bytes(setting, batches), _disk_bytes(setting, tasks))
+
+
+def generation_seconds(pace: Pace, tasks: Sequence[GenerationTask], batches: Sequence[Batch]) -> float:
+    """Seconds of the forward passes of all batches."""
+    prefix = run_prefix(tasks)
+    return sum(_batch_seconds(pace, batch, prefix) for batch in batches)
+
+
+def _batch_seconds(pace: Pace, batch: Batch, prefix: Sequence[int]) -> float:
+    if batch[0].response_ids is not None:
+        return sum(pace.prefill(1, task.n_prompt + task.most_response_tokens) for task in batch)
+    sharing = shared_by([task.prompt.token_ids for task in batch], prefix)
+    reading = pace.prefill(len(sharing.distinct), sharing.n_fed, sharing.n_prefix)
+    if 0 < sharing.n_prefix != len(prefix):
+        reading += pace.prefill(1, sharing.n_prefix)
+    n_steps = batch[0].max_new_tokens
+    return reading + n_steps * pace.step(len(batch), sharing.n_prefix + sharing.n_fed + n_steps / 2)
+
+
+def _memory_bytes(setting: Setting, batches: Sequence[Batch]) -> int:
+    itemsize = setting.dtype.itemsize
+    rows_bytes = max((batch_bytes(setting.facts, batch, itemsize) for batch in batches), default=0)
+    captured = max((_positions(batch) for batch in batches), default=0)
+    captured *= captured_bytes_per_position(setting.n_checkpoints, setting.n_traits)
+    if setting.pace is None:
+        return _PROCESS_BYTES + setting.facts.weight_bytes(itemsize) + rows_bytes + captured
+    return max(setting.pace.peak_loading_bytes, setting.pace.resident_bytes + rows_bytes + captured)
+
+
+def batch_bytes(facts: ModelFacts, batch: Batch, itemsize: int) -> int:
+    """Working memory of one batch."""
+    longest = max(task.n_prompt + task.most_response_tokens for task in batch)
+    if batch[0].response_ids is not None:
+        return facts.bytes_per_row(longest, itemsize)
+    return len(batch) * facts.bytes_per_row(longest, itemsize)
+
+
+def _positions(tasks: Sequence[GenerationTask]) -> int:
+    return sum(task.n_prompt + task.most_response_tokens for task in tasks)
+
+
+def _disk_bytes(setting: Setting, tasks: Sequence[GenerationTask]) -> int:
+    total = float(_READERS_AND_STEERERS * setting.n_traits * setting.n_checkpoints * setting.facts.d_model * 4)
+    for task in tasks:
+        n_positions = task.n_prompt + task.most_response_tokens
+        total += n_positions * len(task.checkpoints) * (1 + len(task.traits)) * _DISK_BYTES_PER_SCORE
+        written = n_positions * setting.n_checkpoints * len(task.traits) / 2  # writes end at R, about half depth
+        total += written * _DISK_BYTES_PER_WRITE
         total += n_positions * _DISK_BYTES_PER_TOKEN + _DISK_BYTES_PER_GENERATION
     return int(total)
-
-
-def _old_procedure(prepared: Prepared) -> dict[str, int]:
-    """One process, one load, one generation without a cache for each prompt and trait."""
-    loads, forwards = 0, 0
-    for capture in prepared.plan.captures:
-        generation = capture.generation
-        if generation.status == "too_long":
-            continue
-        n_prompt, n_response = generation.n_prompt, generation.most_response_tokens
-        loads += len(capture.traits)
-        forwards += len(capture.traits) * sum(n_prompt + step for step in range(n_response))
-    return {"model_loads": loads, "generations": loads, "token_forwards": forwards}

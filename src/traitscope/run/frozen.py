@@ -82,12 +82,13 @@ def planned_tasks(
             for index, checkpoint in enumerate(checkpoints)
             if checkpoint.layer in layers or checkpoint.site == "resid_pre" or index in readouts
         )
-        task = _task(generation, generation.key.identity(fingerprint), kept)
+        task = generation_task(generation, generation.key.identity(fingerprint), kept)
         tasks[task.id] = task
     return tasks
 
 
-def _task(generation: PlannedGeneration, identity: str, checkpoints: tuple[int, ...]) -> GenerationTask:
+def generation_task(generation: PlannedGeneration, identity: str, checkpoints: tuple[int, ...]) -> GenerationTask:
+    """A planned generation as the engine needs it; ``checkpoints`` are the indices to keep."""
     key = generation.key
     sampling = Sampling(key.temperature, key.top_p, key.top_k)
     sampled = key.response_ids is None and not sampling.greedy

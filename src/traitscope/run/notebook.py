@@ -12,9 +12,10 @@ from traitscope.captures.reading import Run, frame_of
 from traitscope.errors import InputError
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
-from traitscope.run.batching import make_batches, run_prefix, widest_batch
+from traitscope.run.batching import batch_width, make_batches, run_prefix
 from traitscope.run.engine import Engine
 from traitscope.run.frozen import captures_table, planned_tasks, prompts_table, too_long_outcome
+from traitscope.run.pace import remembered_pace
 from traitscope.run.tables import shard_tables
 from traitscope.suite.file import (
     BASE_TEMPLATE,
@@ -104,8 +105,9 @@ def capture(
     tasks = planned_tasks(plan, fitted, checkpoints, fingerprint)
     too_long = {generation.key.identity(fingerprint) for generation in plan.too_long}
     runnable = [task for task in tasks.values() if task.id not in too_long]
-    longest = max((task.n_prompt + task.most_response_tokens for task in runnable), default=1)
-    width = batch_size or widest_batch(facts_of_module(model.module), model.device, model.dtype.itemsize, longest)
+    pace = remembered_pace(fingerprint, model.device, model.dtype)
+    facts = facts_of_module(model.module)
+    width = batch_size or batch_width(facts, model.device, model.dtype.itemsize, runnable, pace)
     engine = Engine(model, bank_of(fitted), run_prefix=run_prefix(runnable))
     outcomes = [outcome for batch in make_batches(runnable, width) for outcome in engine.run_batch(batch)]
     outcomes += [too_long_outcome(tasks[identity], model.context_length) for identity in sorted(too_long)]

@@ -1,0 +1,52 @@
+"""How much memory there is, how much the process holds, and what to do when it runs out."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import psutil
+import torch
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device that computes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device that computes has in all."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return psutil.virtual_memory().total
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process had resident."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+
+def peak_device_memory_bytes() -> int | None:
+    """The most memory that was allocated on CUDA devices; None where there is none."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch might not raise this."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def release_memory() -> None:
+    """Give back what a failed attempt held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
