@@ -183,6 +183,12 @@ def whole_program(workload: Workload, folder: Path, *, batch_size: int | None) -
     return Piece(seconds, 1.0, tokens, 1, report["seconds"], report["peak_bytes"], details)
 
 
+def first_run(workload: Workload, folder: Path) -> None:
+    """An ordinary run, not timed, in which the program remembers the model's pace on this machine."""
+    job = program_job(workload.prepared.loaded, workload, batch_size=None)
+    run_child("ours", {**job, "equal_lengths": False}, folder)
+
+
 def side_by_side(workload: Workload, folder: Path, n_instances: int, *, batch_size: int | None) -> Piece:
     """``n_instances`` of the whole program at once, each on its share of prompts and of this machine's threads."""
     threads = max(1, torch.get_num_threads() // n_instances)
@@ -212,6 +218,7 @@ def program_job(loaded: LoadedSuite, workload: Workload, batch_size: int | None)
         "dtype": "auto" if prepared.dtype is None else str(prepared.dtype).removeprefix("torch."),
         "trust_remote_code": prepared.source.trust_remote_code,
         "batch_size": batch_size,
+        "equal_lengths": True,
     }
 
 

@@ -1,6 +1,6 @@
 """traitscope as one process, for the bench: ``python -m traitscope.bench.ours JOB.json`` writes ``job["report"]``.
 
-It does what ``traitscope run`` does, but no end-of-sequence token ends a response.
+It does what ``traitscope run`` does; with ``job["equal_lengths"]``, no end-of-sequence token ends a response.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def main(job_file: str) -> None:
     prepared = prepared_of(job)
     seconds["plan"] = time.perf_counter() - started
     started = time.perf_counter()
-    model = load_source(prepared.source, device=job["device"], dtype=job["dtype"])
+    model = None
+    if job["equal_lengths"]:
+        loaded = load_source(prepared.source, device=job["device"], dtype=job["dtype"])
+        model = replace(loaded, eos_token_ids=frozenset())
     seconds["load"] = time.perf_counter() - started
     run_dir = start_run(
         prepared,
@@ -42,7 +45,7 @@ def main(job_file: str) -> None:
         shard_size=None,
         allow_foreign=False,
         reporter=Reporter(Console(file=io.StringIO())),
-        model=replace(model, eos_token_ids=frozenset()),
+        model=model,
     )
     report = {
         "run": str(run_dir),

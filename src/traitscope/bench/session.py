@@ -16,6 +16,7 @@ from traitscope.bench.contenders import (
     Piece,
     batched_generate,
     cached,
+    first_run,
     old_way,
     ours,
     program_job,
@@ -38,6 +39,7 @@ from traitscope.bench.workload import (
 from traitscope.model.loading import LanguageModel, load_source
 from traitscope.run.batching import make_batches
 from traitscope.run.engine import GenerationTask
+from traitscope.run.pace import remembered_pace
 from traitscope.run.prepare import Prepared, prepare
 from traitscope.run.progress import Reporter
 from traitscope.suite.file import LoadedSuite
@@ -165,6 +167,9 @@ class _Session:
         rounds: dict[str, list[Piece]] = {key: [] for key in CONTENDERS}
         searched: list[dict[str, Any]] = []
         self._warm_up()
+        if self._is_new_here():
+            with self._agenda.doing("first run", "a first run, in which the program times this model once"):
+                first_run(self._workload, self._folder)
         for number in range(self.effort.rounds):
             long_round = number < self.effort.long_rounds
             if long_round:
@@ -240,6 +245,11 @@ class _Session:
             ours(self._model, short, len(short), bank=None, n_whole=n_whole)
             batched_generate(self._model, short, Grouping(len(short), by_length=True), n_whole=n_whole)
 
+    def _is_new_here(self) -> bool:
+        """Whether no run remembered this model's pace on this machine yet."""
+        model = self._model
+        return remembered_pace(model.fingerprint.short, model.device, model.dtype) is None
+
     def _best_grouping(self) -> list[dict[str, Any]]:
         """Try the groupings for ``generate`` once each and keep the fastest; returns what was tried.
 
@@ -260,7 +270,7 @@ class _Session:
         return [{**asdict(grouping), "seconds": seconds} for seconds, grouping in tried]
 
     def _paired_batches(self) -> list[Sequence[GenerationTask]]:
-        widest = make_batches(self._workload.tasks, min(self._width, _PAIRED_WIDTH))[0]
+        widest = make_batches(self._workload.tasks, _PAIRED_WIDTH)[0]
         return [widest] if len(widest) == 1 else [widest, widest[len(widest) // 2 :][:1]]
 
     def _paired(self, batch: Sequence[GenerationTask]) -> dict[str, Any]:
@@ -286,6 +296,7 @@ class _Session:
         effort = self.effort
         return {
             "warm-up": 1,
+            "first run": 1 if self._is_new_here() else 0,
             "program": effort.long_rounds,
             "instances": effort.long_rounds if self._n_instances > 1 else 0,
             "grouping": 1,
@@ -301,6 +312,7 @@ class _Session:
         n_prompts = len(self._workload.tasks)
         return {
             "warm-up": 2.0,
+            "first run": 8.0,
             "program": 4.0,
             "instances": 6.0,
             "grouping": 6.0 if effort.generate_widths else 1.0,
