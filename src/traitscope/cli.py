@@ -95,11 +95,18 @@ def plan(
     dtype: Dtype = "auto",
     batch_size: AutoOrNumber = "auto",
     max_new_tokens: MaxNewTokens = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="With --model: what it needs of e.g. 24GB, from its configuration alone."),
+    ] = None,
     allow_foreign: AllowForeign = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a suite comes down to and what it will cost, without loading the model."""
+    if memory is not None:
+        _show_sizes(model, memory, dtype, trust_remote_code, as_json)
+        return
     width = _auto_or_number("--batch-size", batch_size)
     loaded = _loaded_suite(suite, model, max_new_tokens)
     _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code), width, as_json)
@@ -368,6 +375,20 @@ def _show_plan(prepared: Prepared, batch_size: int | None, as_json: bool) -> Non
         _print_json(described)
     else:
         print_plan(_stdout(), described)
+
+
+def _show_sizes(model: str | None, memory: str, dtype: str, trust_remote_code: bool, as_json: bool) -> None:
+    if model is None:
+        raise InputError("--memory needs --model: a hub id, a directory or a configuration file")
+    with _quick_imports():
+        from traitscope.report.terminal import print_sizes
+        from traitscope.run.sizing import describe_sizes
+
+        described = describe_sizes(model, memory, dtype, trust_remote_code=trust_remote_code)
+    if as_json:
+        _print_json(described)
+    else:
+        print_sizes(_stdout(), described)
 
 
 def _auto_or_number(option: str, value: str) -> int | None:

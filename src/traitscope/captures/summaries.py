@@ -75,7 +75,11 @@ def cost_of(run_dir: Path) -> dict[str, Any]:
         "model_loads": sum(session["model_loads"] for session in sessions),
         "seconds": seconds,
         "peak_memory_bytes": max((session["peak_memory_bytes"] for session in sessions), default=None),
+        "disk_bytes": sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()),
+        "utilisation": next((s["utilisation"] for s in reversed(sessions) if s["utilisation"]), None),
         "estimated_seconds": plan["estimate"]["seconds"],
+        "estimated_memory_bytes": plan["estimate"]["memory_bytes"],
+        "estimated_disk_bytes": plan["estimate"]["disk_bytes"],
         "shards": len(plan["shards"]) + len(read_retries(run_dir)),
         "committed_shards": len(committed_shards(run_dir)),
     }

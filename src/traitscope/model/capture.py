@@ -77,7 +77,7 @@ class ScoreCapture:
 
     def __init__(self, bank: ReaderBank, device: torch.device) -> None:
         self._matrices = list(bank.matrix().to(device))
-        self._columns: list[torch.Tensor | None] = [None] * len(self._matrices)
+        self._pass: _PassColumns | None = None
 
     def observe(self, checkpoint: int, state: torch.Tensor) -> None:
         """Project one checkpoint's ``[tokens, d_model]``; products accumulate in float32."""
@@ -85,8 +85,9 @@ class ScoreCapture:
         matrix = self._matrices[checkpoint]
         if matrix.device != state.device:
             self._matrices[checkpoint] = matrix = matrix.to(state.device)
-        norms = torch.linalg.vector_norm(state, dim=-1, keepdim=True)
-        self._columns[checkpoint] = torch.cat([state @ matrix, norms], dim=-1)
+        if self._pass is None:
+            self._pass = _PassColumns(len(self._matrices), state, matrix.shape[1])
+        self._pass.put(checkpoint, state, matrix)
 
     def take(self) -> torch.Tensor:
         """``[n_checkpoints, tokens, 2 * n_traits + 1]`` of the last forward pass, on the first one's device.
@@ -94,12 +95,29 @@ class ScoreCapture:
         Raises:
             RuntimeError: a checkpoint was not reached since the last call.
         """
-        missing = [index for index, columns in enumerate(self._columns) if columns is None]
-        if missing:
-            raise RuntimeError(f"the forward pass did not reach checkpoints {missing}")
-        columns = [c for c in self._columns if c is not None]
-        self._columns = [None] * len(columns)
-        return torch.stack([c.to(columns[0].device) for c in columns])
+        taken, self._pass = self._pass, None
+        missing = set(range(len(self._matrices))) - (taken.reached if taken is not None else set())
+        if missing or taken is None:
+            raise RuntimeError(f"the forward pass did not reach checkpoints {sorted(missing)}")
+        return torch.cat([taken.products, taken.norms.unsqueeze(-1)], dim=-1)
+
+
+class _PassColumns:
+    """Room for what one forward pass gives, so that each checkpoint costs two operations and no copy."""
+
+    def __init__(self, n_checkpoints: int, state: torch.Tensor, n_readers: int) -> None:
+        self.products = state.new_empty(n_checkpoints, state.shape[0], n_readers)
+        self.norms = state.new_empty(n_checkpoints, state.shape[0])
+        self.reached: set[int] = set()
+
+    def put(self, checkpoint: int, state: torch.Tensor, matrix: torch.Tensor) -> None:
+        self.reached.add(checkpoint)
+        if state.device == self.norms.device:
+            torch.mm(state, matrix, out=self.products[checkpoint])
+            torch.linalg.vector_norm(state, dim=-1, out=self.norms[checkpoint])
+        else:
+            self.products[checkpoint] = (state @ matrix).to(self.products.device)
+            self.norms[checkpoint] = torch.linalg.vector_norm(state, dim=-1).to(self.norms.device)
 
 
 @contextmanager

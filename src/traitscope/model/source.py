@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +109,24 @@ def load_config(source: ModelSource) -> Any:
 
     with readable_errors(source, "configuration"):
         return AutoConfig.from_pretrained(_location(source), **source.pretrained_arguments())
+
+
+def load_config_file(path: Path) -> Any:
+    """A transformers configuration from a file of its own, such as a ``config.json`` without the model.
+
+    Raises:
+        InputError: missing, no JSON, or of an unknown kind of model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        described = json.loads(path.read_text())
+        return AutoConfig.for_model(**described)
+    except OSError as error:
+        raise InputError(f"model {path}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model {path}: no configuration of a transformers model: {reason}") from None
 
 
 def context_length(config: Any) -> int | None:

@@ -106,20 +106,36 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
         "time: "
         + ", ".join(
             f"{kind} {human_seconds(seconds.get(kind, 0.0))}"
-            for kind in ("loading", "fitting", "timing", "generating", "writing")
+            for kind in ("loading", "fitting", "timing", "generating", "writing", "verifying")
         ),
-        f"estimated {_estimated(cost['estimated_seconds'])} of generation if no response ends early, "
-        f"took {human_seconds(seconds.get('generating', 0.0))}",
+        f"generation took {human_seconds(seconds.get('generating', 0.0))}, "
+        f"{_estimated(cost['estimated_seconds'])} was estimated if no response ends early",
+        f"disk: {human_bytes(cost['disk_bytes'])}, {human_bytes(cost['estimated_disk_bytes'])} was estimated",
     ]
     if cost["peak_memory_bytes"]:
-        lines.append(f"peak memory: {human_bytes(cost['peak_memory_bytes'])}")
+        lines.append(
+            f"peak memory: {human_bytes(cost['peak_memory_bytes'])}, "
+            f"{human_bytes(cost['estimated_memory_bytes'])} was estimated"
+        )
+    lines += _utilisation_lines(cost["utilisation"])
     return [*lines, f"run directory: {summary['run']}"]
+
+
+def _utilisation_lines(used: Mapping[str, Any] | None) -> list[str]:
+    if used is None:
+        return []
+    return [
+        f"{used['tokens_per_second']:.0f} tokens/s, {used['forward_share']:.0%} of the time in forward passes; in them "
+        f"{human_bytes(used['weight_bytes_per_second'])}/s of weights ({used['of_copy']:.0%} of a large copy) and "
+        f"{used['flops_per_second'] / 1e9:.0f} GFLOP/s ({used['of_matrix']:.0%} of a large matrix product); "
+        f"{human_bytes(used['memory_bytes'])} of {human_bytes(used['memory_there_bytes'])} memory",
+        f"advice: {used['advice']}",
+    ]
 
 
 def print_plan(console: Console, described: Mapping[str, Any]) -> None:
     """A plan's counts and costs."""
     sizes, old = described["bytes"], described["old_procedure"]
-    low, high = described["seconds"]
     rows: Sequence[tuple[str, str]] = [
         ("model", f"{described['model']}, {described['dtype']} on {described['device']}"),
         ("prompts", described["template"]),
@@ -139,11 +155,8 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
             f"scores of a batch {human_bytes(sizes['scores'])}, in all about {human_bytes(sizes['peak'])}",
         ),
         ("disk", f"at most about {human_bytes(sizes['disk'])}"),
-        (
-            "time",
-            f"{human_seconds(low)} to {human_seconds(high)} of generation "
-            "(a guess from this machine's matrix products; the run times itself)",
-        ),
+        ("time", _time_cell(described)),
+        *((f"  with {case['what']}", _what_if_cell(case)) for case in described["what_ifs"]),
         (
             "the old procedure",
             f"{old['model_loads']} model loads and generations, {old['token_forwards']:,} token-forwards; "
@@ -151,6 +164,47 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
         ),
     ]
     table = Table(title=f"Plan of {described['suite']}", show_header=False)
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    console.print(table)
+
+
+def _time_cell(described: Mapping[str, Any]) -> str:
+    estimate = described["estimate"]
+    if estimate["seconds"] is None:
+        low, high = described["seconds_range"]
+        return (
+            f"{human_seconds(low)} to {human_seconds(high)} of generation "
+            "(a guess from this machine's matrix products; the first run times the model)"
+        )
+    return (
+        f"{human_seconds(estimate['seconds'])} of generation if no response ends early, "
+        f"{human_seconds(estimate['total_seconds'])} with loading (from this model's pace on this machine)"
+    )
+
+
+def _what_if_cell(case: Mapping[str, Any]) -> str:
+    costs = [f"memory {human_bytes(case['memory_bytes'])}", f"disk {human_bytes(case['disk_bytes'])}"]
+    if case["seconds"] is not None:
+        costs.insert(0, f"{human_seconds(case['seconds'])} of generation")
+    return ", ".join(costs)
+
+
+def print_sizes(console: Console, described: Mapping[str, Any]) -> None:
+    """What a model needs, from its configuration alone."""
+    table = Table(title=f"Sizes of {described['model']}", show_header=False)
+    rows = [
+        ("parameters", f"{described['parameters']:,}"),
+        ("layers, d_model", f"{described['layers']}, {described['d_model']}"),
+        ("dtype", described["dtype"]),
+        ("weights", human_bytes(described["weight_bytes"])),
+        ("cache", f"{human_bytes(described['cache_bytes_per_token'])} per token of a row"),
+        ("memory", human_bytes(described["memory_bytes"])),
+    ]
+    for row in described["rows"]:
+        largest = row["largest_batch"]
+        fits = f"largest batch {largest}" if largest else "no row fits beside the weights"
+        rows.append((f"rows of {row['tokens']} tokens", f"cache {human_bytes(row['cache_bytes'])} a row, {fits}"))
     for name, value in rows:
         table.add_row(name, Text(value))
     console.print(table)

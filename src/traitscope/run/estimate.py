@@ -9,7 +9,7 @@ import torch
 
 from traitscope.model.capture import captured_bytes_per_position
 from traitscope.model.facts import ModelFacts
-from traitscope.model.sharing import shared_by
+from traitscope.model.sharing import Sharing, shared_by
 from traitscope.run.batching import Batch, run_prefix
 from traitscope.run.engine import GenerationTask
 from traitscope.run.pace import Pace
@@ -58,20 +58,26 @@ def estimate(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequenc
 
 
 def generation_seconds(pace: Pace, tasks: Sequence[GenerationTask], batches: Sequence[Batch]) -> float:
-    """Seconds of the forward passes of all batches."""
+    """Seconds of the forward passes of all batches; what all prompts begin with is read once."""
+    given = [batch for batch in batches if batch[0].response_ids is not None]
+    seconds = sum(pace.prefill(1, task.n_prompt + task.most_response_tokens) for batch in given for task in batch)
     prefix = run_prefix(tasks)
-    return sum(_batch_seconds(pace, batch, prefix) for batch in batches)
+    read: set[tuple[int, ...]] = set()
+    for batch in (batch for batch in batches if batch[0].response_ids is None):
+        sharing = shared_by([task.prompt.token_ids for task in batch], prefix)
+        shared = sharing.distinct[0][: sharing.n_prefix]
+        if shared and not (shared == prefix and shared in read):
+            seconds += pace.prefill(1, len(shared))
+        read.add(shared)
+        seconds += _batch_seconds(pace, batch, sharing)
+    return seconds
 
 
-def _batch_seconds(pace: Pace, batch: Batch, prefix: Sequence[int]) -> float:
-    if batch[0].response_ids is not None:
-        return sum(pace.prefill(1, task.n_prompt + task.most_response_tokens) for task in batch)
-    sharing = shared_by([task.prompt.token_ids for task in batch], prefix)
-    reading = pace.prefill(len(sharing.distinct), sharing.n_fed, sharing.n_prefix)
-    if 0 < sharing.n_prefix != len(prefix):
-        reading += pace.prefill(1, sharing.n_prefix)
+def _batch_seconds(pace: Pace, batch: Batch, sharing: Sharing) -> float:
     n_steps = batch[0].max_new_tokens
-    return reading + n_steps * pace.step(len(batch), sharing.n_prefix + sharing.n_fed + n_steps / 2)
+    context = sharing.n_prefix + sharing.n_fed + n_steps / 2
+    reading = pace.prefill(len(sharing.distinct), sharing.n_fed, sharing.n_prefix)
+    return reading + n_steps * pace.step(len(batch), context)
 
 
 def _memory_bytes(setting: Setting, batches: Sequence[Batch]) -> int:

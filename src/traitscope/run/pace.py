@@ -76,8 +76,9 @@ class Pace:
         widths = sorted({*(width for width in self.widths if width < most), most})
 
         def seconds(width: int) -> float:
-            n_batches = math.ceil(n_rows / width)
-            return n_batches * self._short_step(math.ceil(n_rows / n_batches))
+            even = math.ceil(n_rows / math.ceil(n_rows / width))
+            n_whole, rest = divmod(n_rows, even)
+            return n_whole * self._short_step(even) + (self._short_step(rest) if rest else 0.0)
 
         soonest = min(map(seconds, widths))
         return next(width for width in widths if seconds(width) <= soonest * _AS_GOOD)

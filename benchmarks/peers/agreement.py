@@ -1,0 +1,68 @@
+"""Whether a contender did the same work: its tokens and scores beside traitscope's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+LARGEST_DIFFERENCE = 1e-3
+LEAST_EQUAL_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Attributes:
+    n_equal: rows whose tokens are all equal.
+    n_checkpoints: checkpoints whose scores were compared; 0 for a contender without a capture.
+    largest_difference: of a score, as a share of the state's norm, over the positions that read equal tokens.
+    """
+
+    n_equal: int
+    n_rows: int
+    n_checkpoints: int
+    largest_difference: float
+
+    @property
+    def is_same_work(self) -> bool:
+        """A near tie may turn a row in float32; more than a few turned rows are another computation."""
+        return self.n_equal >= LEAST_EQUAL_SHARE * self.n_rows and self.largest_difference <= LARGEST_DIFFERENCE
+
+    def __str__(self) -> str:
+        tokens = f"tokens of {self.n_equal} of {self.n_rows} rows equal"
+        if not self.n_checkpoints:
+            return tokens
+        return f"{tokens}, scores of {self.n_checkpoints} checkpoints within {self.largest_difference:.1e} of the norm"
+
+
+def agreement(kept: Path, reference: Path) -> Agreement:
+    """Compare the rows that two workers kept; ``reference`` has the norms."""
+    with np.load(kept) as found, np.load(reference) as expected:
+        pairs = zip(found["response_ids"], expected["response_ids"], strict=True)
+        equal_tokens = [_equal_tokens(*pair) for pair in pairs]
+        n_rows, n_response = expected["response_ids"].shape
+        differences = [
+            _largest_difference(found, expected, row, n_response - equal)
+            for row, equal in enumerate(equal_tokens)
+            if f"scores.{row}" in found
+        ]
+        return Agreement(
+            n_equal=sum(equal == n_response for equal in equal_tokens),
+            n_rows=n_rows,
+            n_checkpoints=len(found["checkpoints"]),
+            largest_difference=float(np.max(differences, initial=0.0)),
+        )
+
+
+def _equal_tokens(found: np.ndarray, expected: np.ndarray) -> int:
+    """How many tokens are equal before the first that is not."""
+    return int(np.cumprod(found == expected).sum())
+
+
+def _largest_difference(found: NpzFile, expected: NpzFile, row: int, n_different: int) -> float:
+    checkpoints = found["checkpoints"]
+    scores, norms = expected[f"scores.{row}"][checkpoints], expected[f"norms.{row}"][checkpoints]
+    differences = np.abs(found[f"scores.{row}"] - scores).max(axis=-1) / norms
+    return float(differences[:, : differences.shape[1] - n_different].max())

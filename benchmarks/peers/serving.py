@@ -1,0 +1,106 @@
+"""The worker's side: answers each line on standard input with one line of JSON on standard output.
+
+A request is ``{"width": rows in a batch, "keep": file or null}``; the answer says how long the whole workload
+took and how much memory the process has used at most since it started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from workload import Workload, read_workload
+
+
+@dataclass(frozen=True)
+class Row:
+    """One generated row.
+
+    Attributes:
+        response_ids: ``max_new_tokens`` token ids.
+        scores: ``[checkpoints given, prompt + response, n_traits]`` float32, or None without a capture.
+        norms: ``[checkpoints given, prompt + response]`` float32, or None where they are not asked for.
+    """
+
+    response_ids: list[int]
+    scores: np.ndarray | None = None
+    norms: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded contender.
+
+    Attributes:
+        generate: one batch of prompts, as token ids, to one row each.
+        checkpoints: which of the workload's checkpoints its scores are of, by index.
+        packages: whose versions matter.
+    """
+
+    generate: Callable[[Sequence[Sequence[int]]], list[Row]]
+    checkpoints: Sequence[int]
+    packages: Sequence[str]
+
+
+def serve(load: Callable[[Workload], Session]) -> None:
+    """Load, say that the contender is ready, and run the workload as often as asked."""
+    answers = _answers_apart_from_prints()
+    workload = read_workload(Path(sys.argv[1]))
+    session = load(workload)
+    _answer(answers, {"versions": {name: version(name) for name in session.packages}, "threads": _threads()})
+    for line in sys.stdin:
+        request = json.loads(line)
+        started = time.perf_counter()
+        rows = _run(session, workload, request["width"])
+        seconds = time.perf_counter() - started
+        if request["keep"]:
+            _keep(rows, session.checkpoints, Path(request["keep"]))
+        _answer(answers, {"seconds": seconds, "peak_bytes": _peak_bytes()})
+
+
+def _answers_apart_from_prints() -> TextIO:
+    """A stream to the driver. What libraries print goes to standard error from here on."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(answers: TextIO, values: dict) -> None:
+    answers.write(json.dumps(values) + "\n")
+    answers.flush()
+
+
+def _run(session: Session, workload: Workload, width: int) -> list[Row]:
+    prompts = workload.prompts
+    batches = [prompts[start : start + width] for start in range(0, len(prompts), width)]
+    return [row for batch in batches for row in session.generate(batch)]
+
+
+def _keep(rows: list[Row], checkpoints: Sequence[int], path: Path) -> None:
+    arrays = {"response_ids": np.array([row.response_ids for row in rows]), "checkpoints": np.array(checkpoints, int)}
+    for number, row in enumerate(rows):
+        if row.scores is not None:
+            arrays[f"scores.{number}"] = row.scores
+        if row.norms is not None:
+            arrays[f"norms.{number}"] = row.norms
+    np.savez(path, **arrays)
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

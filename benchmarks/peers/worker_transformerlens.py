@@ -1,0 +1,63 @@
+"""TransformerLens: its bridge around the transformers model, a hook that projects at every checkpoint.
+
+``hf_generate`` is the faster of the bridge's two batched ways to generate: ``generate`` computes the logits of
+all prompt positions. One token more than asked for is generated, so that the last one asked for is read as
+well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from batch import left_padded, load_transformers, reader_matrices, rows_with_scores
+from serving import Row, Session, serve
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer
+from workload import Workload
+
+_OFFICIAL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # only names the model; nothing is downloaded
+
+
+def load(workload: Workload) -> Session:
+    bridge = TransformerBridge.boot_transformers(
+        _OFFICIAL_NAME,
+        hf_model=load_transformers(workload),
+        tokenizer=AutoTokenizer.from_pretrained(workload.tokenizer),
+        device="cpu",
+        dtype=torch.float32,
+    )
+    readers = list(reader_matrices(workload))
+    hook_names = [_hook_name(checkpoint) for checkpoint in workload.checkpoints]
+
+    def generate(prompts: Sequence[Sequence[int]]) -> list[Row]:
+        scores: list[torch.Tensor] = []
+
+        def project(state: torch.Tensor, hook: object, reader: torch.Tensor) -> None:
+            scores.append(state @ reader)
+
+        hooks = [(name, partial(project, reader=reader)) for name, reader in zip(hook_names, readers, strict=True)]
+        batch = left_padded(prompts)
+        with torch.inference_mode(), bridge.hooks(fwd_hooks=hooks):
+            sequences = bridge.hf_generate(
+                batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=workload.max_new_tokens + 1,
+                stop_at_eos=False,
+                do_sample=False,
+                return_type="tokens",
+            )
+        of_checkpoint = [torch.cat(scores[index :: len(readers)], dim=1) for index in range(len(readers))]
+        return rows_with_scores(prompts, sequences, torch.stack(of_checkpoint), workload.max_new_tokens)
+
+    return Session(generate, range(len(readers)), ("transformer-lens", "torch", "transformers"))
+
+
+def _hook_name(checkpoint: str) -> str:
+    site, layer = checkpoint.split(".")
+    return f"blocks.{layer}.hook_{site}"
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,124 @@
+"""Bugs caught here: a width that leaves a small last batch, an estimate that forgets shared tokens or context, a pace
+that is measured again at every run, a prediction that the run itself contradicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import random_bank
+from traitscope.model.facts import facts_of_module
+from traitscope.model.loading import LanguageModel
+from traitscope.model.sampling import Sampling
+from traitscope.run import pace as pace_module
+from traitscope.run.batching import make_batches, run_prefix
+from traitscope.run.engine import Engine, GenerationTask
+from traitscope.run.estimate import Setting, estimate, generation_seconds
+from traitscope.run.pace import Pace, measured_pace, remember_pace, remembered_pace
+from traitscope.suite.rendering import Rendered
+
+CPU = torch.device("cpu")
+
+
+def _pace(**changes: Any) -> Pace:
+    given: dict[str, Any] = {
+        "widths": (1, 2, 4, 8, 16),
+        "step_seconds": (1.0, 1.1, 1.2, 1.4, 2.8),
+        "context_seconds": 0.0,
+        "prefill_seconds": 0.1,
+        "prefill_context_seconds": 0.0,
+        "loading_seconds": 5.0,
+        "resident_bytes": 1000,
+        "peak_loading_bytes": 1500,
+    }
+    return Pace(**{**given, **changes})
+
+
+def _task(number: int, prompt: Sequence[int], new_tokens: int = 10) -> GenerationTask:
+    ids = tuple(prompt)
+    rendered = Rendered(ids, (None,) * len(ids), (None,) * len(ids))
+    return GenerationTask(str(number), rendered, None, new_tokens, Sampling(), None, frozenset({"trait0"}), (0, 1, 2))
+
+
+@given(n_rows=st.integers(1, 100), most=st.integers(1, 40))
+def test_the_width_is_the_smallest_that_gets_the_rows_done_about_as_soon_as_any(n_rows: int, most: int) -> None:
+    pace = _pace()
+
+    def seconds(width: int) -> float:
+        batches = make_batches([_task(n, [1]) for n in range(n_rows)], width)
+        return sum(pace.step(len(batch), 0) for batch in batches)
+
+    width = pace.best_width(n_rows, most)
+    assert 1 <= width <= most
+    assert seconds(width) <= 1.02 * min(seconds(w) for w in (1, 2, 4, 8, 16, most) if w <= most) + 1e-9
+
+
+def test_eight_rows_are_the_knee_where_sixteen_take_twice_as_long() -> None:
+    assert _pace().best_width(64, 16) == 8
+
+
+def test_context_makes_steps_and_prefill_longer() -> None:
+    pace = _pace(context_seconds=0.001, prefill_context_seconds=0.0001)
+    assert pace.step(4, 132) == pytest.approx(1.2 + 4 * 100 * 0.001)
+    assert pace.step(3, 0) == pytest.approx(1.15)
+    assert pace.prefill(2, 100, 50) == pytest.approx(200 * (0.1 + 100 * 0.0001))
+
+
+def test_shared_tokens_are_paid_once_in_the_estimate() -> None:
+    prefix = list(range(40))
+    tasks = [_task(n, [*prefix, 100 + n, 7]) for n in range(4)]
+    seconds = generation_seconds(_pace(), tasks, make_batches(tasks, 4))
+    prefix_once, rests, steps = 40 * 0.1, 1.2, 10 * 1.2  # the rests are so short that they cost a step
+    assert seconds == pytest.approx(prefix_once + rests + steps)
+
+
+def test_the_estimate_counts_the_tokens_that_the_forward_passes_then_read(tiny: Callable[..., LanguageModel]) -> None:
+    model = tiny("llama", eos=())
+    prefix = list(range(60, 100))
+    tasks = [_task(n, [*prefix, *range(110, 112 + 2 * n)], 6) for n in range(4)]
+    tasks.append(tasks[0])
+    per_token = _pace(widths=(1, 5), step_seconds=(1.0, 5.0), prefill_seconds=1.0)
+    predicted = generation_seconds(per_token, tasks, [tuple(tasks)])
+    before = model.meter.work()
+    Engine(model, random_bank(model), run_prefix=run_prefix(tasks)).run_batch(tasks)
+    work = model.meter.work() - before
+    assert work.tokens == predicted
+    assert work.passes == 1 + 1 + 6
+
+
+def test_a_pace_is_measured_remembered_and_used(
+    tiny: Callable[..., LanguageModel], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("gemma3")
+    monkeypatch.setattr(pace_module, "_LEAST_GAIN", 0.0)
+    pace = measured_pace(model, random_bank(model), [60, 61, 62], most_rows=8, loading_seconds=3.0)
+    assert pace.widths == (1, 2, 4, 8)
+    assert min(pace.step_seconds) > 0
+    assert pace.prefill_seconds > 0
+    assert remembered_pace("f", CPU, torch.float32) is None
+    remember_pace(pace, "f", CPU, torch.float32)
+    assert remembered_pace("f", CPU, torch.float32) == pace
+    assert remembered_pace("f", CPU, torch.bfloat16) is None
+    assert Pace.from_described(asdict(pace)) == pace
+
+
+def test_memory_is_the_larger_of_loading_and_working(tiny: Callable[..., LanguageModel]) -> None:
+    facts = facts_of_module(tiny("llama").module)
+    tasks = [_task(0, range(20), 1)]
+    of = {
+        peak: estimate(
+            Setting(facts, torch.float32, 3, 7, _pace(peak_loading_bytes=peak)), tasks, make_batches(tasks, 1)
+        )
+        for peak in (0, 10**12)
+    }
+    captured = 21 * 7 * (2 * 3 + 1) * 4
+    assert of[0].memory_bytes == 1000 + facts.bytes_per_row(21, 4) + captured
+    assert of[10**12].memory_bytes == 10**12
+    assert of[0].total_seconds == pytest.approx((of[0].seconds or 0) + 5.0)
