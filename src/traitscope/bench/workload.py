@@ -8,8 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from traitscope.bench.vectors import write_random_vectors
 from traitscope.checkpoints import Checkpoint
 from traitscope.errors import InputError, near_names
 from traitscope.model.capture import ReaderBank
@@ -21,7 +20,6 @@ from traitscope.suite.file import BUILT_IN_SUITES, GenerationSettings, LoadedSui
 from traitscope.suite.plan import Plan
 from traitscope.suite.prompts import read_prompts
 from traitscope.traits.store import bank_of, vectors_for
-from traitscope.traits.vectors import REGIONS, Calibration, TraitVectors, VectorOrigin, save_vectors
 
 BUILT_IN_WORKLOADS = ("reference", "samples", "short")
 _OPENINGS = ("Describe", "Draw", "Praise", "Name", "Sell", "Judge", "Paint", "Rate", "Find", "Imagine")
@@ -127,11 +125,7 @@ def with_random_vectors(loaded: LoadedSuite, model: LanguageModel, folder: Path,
     """
     own = (trait for experiment in loaded.suite.experiments for trait in loaded.shared(experiment, "traits"))
     names = list(dict.fromkeys(own)) if n_traits is None else [str(number) for number in range(n_traits)]
-    files = {}
-    for number, name in enumerate(names):
-        path = (folder / f"random{number}.safetensors").absolute()
-        save_vectors(random_vectors(model, f"random{number}", seed=number), path)
-        files[name] = str(path)
+    files = dict(zip(names, map(str, write_random_vectors(model, len(names), folder)), strict=True))
     described = loaded.suite.model_dump(mode="json", exclude_unset=True)
     for owner in (described, *described["experiments"]):
         owner.pop("expect", None)
@@ -142,38 +136,6 @@ def with_random_vectors(loaded: LoadedSuite, model: LanguageModel, folder: Path,
     if n_traits is not None:
         described["traits"] = list(files.values())
     return replace(loaded, suite=Suite.model_validate(described))
-
-
-def random_vectors(model: LanguageModel, trait: str, *, seed: int) -> TraitVectors:
-    """Random unit vectors with a neutral calibration: they cost what fitted ones cost, and mean nothing."""
-    names = tuple(checkpoint.name for checkpoint in model.anatomy.checkpoints)
-    generator = torch.Generator().manual_seed(seed)
-    reader = torch.nn.functional.normalize(torch.randn(len(names), model.anatomy.d_model, generator=generator), dim=-1)
-    return TraitVectors(
-        trait=trait,
-        description="random unit vectors; only time is measured with them",
-        poles=("one way", "the other"),
-        checkpoints=names,
-        readout=len(names) // 2,
-        reader=reader,
-        steerer=reader.clone(),
-        calibration=Calibration(
-            mean={region: torch.zeros(len(names)) for region in REGIONS},
-            std={region: torch.ones(len(names)) for region in REGIONS},
-            norm=torch.ones(len(names)),
-            write=torch.zeros(len(names)),
-        ),
-        origin=VectorOrigin(
-            model=model.name,
-            fingerprint=model.fingerprint.short,
-            scenarios="",
-            neutral="",
-            method={"name": "random", "seed": seed},
-            versions={},
-            dtype=str(model.dtype).removeprefix("torch."),
-            base_template=None,
-        ),
-    )
 
 
 def workload_of(prepared: Prepared, model: LanguageModel) -> Workload:
