@@ -243,6 +243,49 @@ def traits_show(
         print_nested(_stdout(), described)
 
 
+@app.command()
+def bench(
+    suite: Annotated[
+        str, typer.Argument(help="A workload (reference, samples, short) or a suite file.", metavar="[SUITE]")
+    ] = "reference",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: about two minutes.")] = False,
+    model: Model = None,
+    traits: Annotated[int | None, typer.Option(min=1, help="This many random traits instead of the suite's.")] = None,
+    instances: Annotated[int, typer.Option(min=1, help="Also run this many of ours side by side.")] = 1,
+    out: Annotated[Path, typer.Option(help="Where the JSON and the picture go.")] = _DEFAULT_OUT,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure on this machine what traitscope costs against the old way and plain generation."""
+    with _quick_imports():
+        from traitscope.bench.files import save_bench
+        from traitscope.bench.session import BenchOptions, run_bench
+        from traitscope.bench.table import print_bench
+        from traitscope.run.prepare import check_writable
+        from traitscope.run.progress import default_reporter
+
+    check_writable(out)
+    options = BenchOptions(
+        workload=suite,
+        model=model,
+        n_traits=traits,
+        n_instances=instances,
+        quick=quick,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    result = run_bench(options, default_reporter())
+    figures, picture = save_bench(result, out)
+    if as_json:
+        _print_json(result)
+    else:
+        print_bench(_stdout(), result)
+    typer.echo(f"wrote {figures} and {picture}", err=True)
+
+
 @contextmanager
 def _quick_imports() -> Iterator[None]:
     """Without garbage collection, which costs a quarter of the time that torch and transformers take to import."""
