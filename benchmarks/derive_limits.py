@@ -198,10 +198,7 @@ def saved(module: Any, directory: Path) -> str:
 def clean_differences(model: LanguageModel, location: str, dtype: str, folder: Path) -> pl.DataFrame:
     """Every difference of a run whose scores were stored without rounding."""
     suite = write_suite(model, location, folder)
-    with (
-        mock.patch.object(night, "load_source", return_value=model),
-        mock.patch.object(tables, "round_mantissa", side_effect=lambda values: values),
-    ):
+    with mock.patch.object(tables, "round_mantissa", side_effect=lambda values: values):
         run_dir = night.start_run(
             prepare(load_suite(str(suite)), device="cpu", dtype=dtype),
             out=folder / "runs",
@@ -209,6 +206,7 @@ def clean_differences(model: LanguageModel, location: str, dtype: str, folder: P
             shard_size=None,
             allow_foreign=False,
             reporter=Reporter(Console(file=io.StringIO())),
+            model=model,
         )
     stored = check_stored(run_dir, deep=True)
     if stored.problems or stored.counts != {"ok": len(stored.asked), "missing": 0}:

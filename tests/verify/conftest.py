@@ -83,8 +83,6 @@ def finished_run(folder: Path, directory: Path, model: LanguageModel, experiment
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
     dtype = str(model.dtype).removeprefix("torch.")
     prepared = prepare(load_suite(str(folder / "suite.yaml")), device="cpu", dtype=dtype)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(night, "load_source", lambda *_a, **_k: model)
-        return night.start_run(
-            prepared, out=folder / "runs", batch_size=6, shard_size=4, allow_foreign=False, reporter=quiet()
-        )
+    return night.start_run(
+        prepared, out=folder / "runs", batch_size=6, shard_size=4, allow_foreign=False, reporter=quiet(), model=model
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 
 import psutil
 import torch
@@ -21,16 +20,6 @@ def total_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return psutil.virtual_memory().total
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process had resident."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else peak * 1024
 
 
 def peak_device_memory_bytes() -> int | None:

@@ -19,12 +19,13 @@ import torch
 
 from traitscope.cache import read_cached_json, write_cached_json
 from traitscope.errors import one_line_of
+from traitscope.memory import peak_resident_bytes
 from traitscope.model.capture import ReaderBank, capturing
 from traitscope.model.decode import DecodeLoop
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling
 from traitscope.run.ceilings import device_name, synchronise
-from traitscope.run.memory import is_out_of_memory, peak_memory_bytes
+from traitscope.run.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def measured_pace(
     ``token_ids`` are any that the model reads; they are repeated to the lengths that are timed. Widths are
     bounded by ``most_rows``.
     """
-    resident, peak = psutil.Process().memory_info().rss, peak_memory_bytes()
+    resident, peak = psutil.Process().memory_info().rss, peak_resident_bytes()
     probe = _Probe(model, bank, token_ids)
     probe.step_seconds(2, _SHORT)
     steps = dict(_doubling(probe, most_rows))

@@ -17,6 +17,7 @@ import torch
 
 from traitscope.captures.files import committed_shards, read_sessions
 from traitscope.errors import InputError, RunError
+from traitscope.memory import peak_resident_bytes
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
 from traitscope.model.meter import ForwardWork
@@ -26,7 +27,7 @@ from traitscope.run.commit import commit_shard, write_json
 from traitscope.run.engine import Engine, GenerationTask
 from traitscope.run.frozen import FrozenRun, too_long_outcome
 from traitscope.run.interruption import Interrupted, Interruption, listening
-from traitscope.run.memory import free_memory, peak_device_memory_bytes, peak_memory_bytes, total_memory
+from traitscope.run.memory import free_memory, peak_device_memory_bytes, total_memory
 from traitscope.run.pace import Pace
 from traitscope.run.progress import EventLog, Reporter
 from traitscope.run.tables import Outcome, shard_tables
@@ -66,7 +67,7 @@ class SessionCost:
             "pid": os.getpid(),
             "model_loads": self.model_loads,
             "seconds": {kind: round(seconds, 3) for kind, seconds in self.seconds.items()},
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": peak_resident_bytes(),
             "peak_device_memory_bytes": peak_device_memory_bytes(),
             "generated_tokens": self.generated_tokens,
             "forward": asdict(self.work),
@@ -226,7 +227,7 @@ class Session:
             facts=facts,
             dtype=model.dtype,
             ceilings=measured_ceilings(model.device, model.dtype),
-            memory_bytes=peak_device_memory_bytes() or peak_memory_bytes(),
+            memory_bytes=peak_device_memory_bytes() or peak_resident_bytes(),
             memory_there_bytes=total_memory(model.device),
             advice=said,
         )
