@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from traitscope.errors import InputError, TraitscopeError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from traitscope.model.loading import LanguageModel
     from traitscope.run.prepare import Prepared
     from traitscope.suite.file import LoadedSuite
 
@@ -353,7 +354,7 @@ def _resume(
 
 
 def _finish(run_dir: Path, as_json: bool) -> None:
-    from traitscope.captures.summaries import all_captured, run_summary
+    from traitscope.captures.summaries import run_summary, went_well
     from traitscope.report.terminal import print_summary
 
     summary = run_summary(run_dir)
@@ -361,7 +362,7 @@ def _finish(run_dir: Path, as_json: bool) -> None:
         _print_json(summary)
     else:
         print_summary(_stdout(), summary)
-    if not all_captured(summary):
+    if not went_well(summary):
         raise typer.Exit(1)
 
 
@@ -408,6 +409,56 @@ def _stdout() -> Console:
 
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def verify(
+    run_dir: RunDir,
+    sample: Annotated[int | None, typer.Option(min=1, help="Replay this many generations, not all.")] = None,
+    deep: Annotated[bool, typer.Option(help="Check checksums, not only sizes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove a run's numbers by replaying its generations another way."""
+    with _quick_imports():
+        from traitscope.report.verification import print_verdict
+        from traitscope.run.progress import default_reporter, stage
+        from traitscope.verify.stored import check_stored
+        from traitscope.verify.verdict import verdict_without_replay, verify_stored
+
+    reporter = default_reporter()
+    reporter.say("checking the stored tables")
+    stored = check_stored(run_dir, deep=deep)
+    verdict = verdict_without_replay(stored, deep=deep)
+    if verdict.passed and verdict.captured:
+        reporter.say(f"loading {stored.plan['model']['name']}")
+        model = _model_of_run(run_dir, stored.plan)
+        show = stage(reporter, "generations")
+        with reporter:
+            verdict = verify_stored(
+                stored, model, sample=sample, deep=deep, on_progress=lambda n, of: show("replaying", n, of)
+            )
+    if as_json:
+        _print_json(verdict.described())
+    else:
+        print_verdict(_stdout(), verdict.described())
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+def _model_of_run(run_dir: Path, plan: Mapping[str, Any]) -> LanguageModel:
+    """The model that a run was made with, on its device and in its dtype."""
+    from traitscope.model.loading import load_source
+    from traitscope.model.source import ModelSource
+
+    described = plan["model"]
+    source = ModelSource(**{name: described[name] for name in ModelSource.__dataclass_fields__})
+    model = load_source(source, device=plan["device"], dtype=plan["dtype"])
+    if model.fingerprint.short != described["fingerprint"]:
+        raise InputError(
+            f"run {run_dir}: was made with {source.name} of fingerprint {described['fingerprint']}, which is now "
+            f"{model.fingerprint.short}; bring that model back to verify the run"
+        )
+    return model
 
 
 def main() -> None:

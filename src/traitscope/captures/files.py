@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from traitscope.captures.schema import FORMAT_VERSION
-from traitscope.errors import InputError
+from traitscope.errors import InputError, RunError
 
 _DONE = re.compile(r"(\d{4,})\.done\.json")
 
@@ -28,8 +28,18 @@ def committed_shards(run_dir: Path) -> list[int]:
 
 
 def read_done(run_dir: Path, shard: int) -> dict[str, Any]:
-    """Sizes, checksums and row counts of a committed shard."""
-    return json.loads(done_file(run_dir, shard).read_text())
+    """Sizes, checksums and row counts of a committed shard.
+
+    Raises:
+        RunError: the file that says so is damaged.
+    """
+    path = done_file(run_dir, shard)
+    try:
+        described = json.loads(path.read_text())
+        described["files"].items()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RunError(f"{path} is damaged; restore it, or delete it to have the shard run again") from None
+    return described
 
 
 def read_frozen_plan(run_dir: Path) -> dict[str, Any]:

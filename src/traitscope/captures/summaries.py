@@ -97,10 +97,12 @@ def run_summary(run_dir: Path) -> dict[str, Any]:
             for trait in run.traits.values()
         },
         "captures": captures,
+        "verify": next((s["verify"] for s in reversed(read_sessions(run_dir)) if s["verify"]), None),
         "cost": cost_of(run_dir),
     }
 
 
-def all_captured(summary: Mapping[str, Any]) -> bool:
-    """Whether every capture that was asked for is there."""
-    return set(summary["counts"]) <= {"ok"}
+def went_well(summary: Mapping[str, Any]) -> bool:
+    """Whether every capture that was asked for is there, and what was verified of them is right."""
+    verdict = summary["verify"]
+    return set(summary["counts"]) <= {"ok"} and (verdict is None or verdict["passed"])

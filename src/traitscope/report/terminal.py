@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from traitscope.report.verification import print_conclusion
 from traitscope.units import human_bytes, human_seconds
 
 _MOST_ROWS = 60
@@ -23,6 +24,8 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         if capture["status"] in ("failed", "too_long"):
             line = f"{capture['status']}: {capture['experiment']}/{capture['prompt_id']}: {capture['error']}"
             console.print(Text(line, style="red"), soft_wrap=True)
+    if summary["verify"] is not None:
+        print_conclusion(console, summary["verify"])
     for line in _cost_lines(summary):
         console.print(Text(line), soft_wrap=True)
 

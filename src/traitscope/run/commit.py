@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from traitscope.atomic import is_dead_temporary, write_atomically
-from traitscope.captures.files import committed_shards, done_file, read_done, shard_file
+from traitscope.captures.files import committed_shards, done_file, shard_file
+from traitscope.captures.integrity import sha256_of
 from traitscope.errors import RunError
 
 
@@ -30,7 +30,7 @@ def commit_shard(run_dir: Path, shard: int, tables: Mapping[str, pa.Table]) -> N
         write_table(path, table)
         files[path.name] = {
             "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": sha256_of(path),
             "rows": table.num_rows,
         }
     write_json(done_file(run_dir, shard), {"shard": shard, "files": files})
@@ -83,11 +83,6 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise RunError(f"{path} could not be written: {error.strerror or error}") from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def remove_leftovers(run_dir: Path) -> list[Path]:
     """Remove temporary files of this host's processes that live no more, and shard files without a commit.
 
@@ -106,26 +101,3 @@ def remove_leftovers(run_dir: Path) -> list[Path]:
 def _files_below(run_dir: Path) -> Iterator[Path]:
     for folder in (run_dir, run_dir / "shards", run_dir / "vectors"):
         yield from folder.glob(".*.tmp")
-
-
-def check_shards(run_dir: Path, *, deep: bool) -> None:
-    """Check sizes (``deep``: checksums) of every committed shard's files.
-
-    Raises:
-        RunError: a file is missing or changed; names shard, file and fix.
-    """
-    for shard in committed_shards(run_dir):
-        for name, expected in read_done(run_dir, shard)["files"].items():
-            path = run_dir / "shards" / name
-            if not path.is_file():
-                problem = "is missing"
-            elif path.stat().st_size != expected["bytes"]:
-                problem = f"has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            elif deep and _sha256(path) != expected["sha256"]:
-                problem = "does not have the checksum that it was committed with"
-            else:
-                continue
-            raise RunError(
-                f"shard {shard:04d}: {path} {problem}; restore the file, or delete "
-                f"{done_file(run_dir, shard).name} to have the shard run again"
-            )

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from traitscope.captures.integrity import check_shards
 from traitscope.captures.reading import open_run
 from traitscope.errors import InputError, one_line_of
 from traitscope.model.capture import ReaderBank, captured_bytes_per_position
@@ -19,7 +20,7 @@ from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel, load_source
 from traitscope.run.batching import Shard, batch_width, make_batches, make_shards, rows_that_fit
 from traitscope.run.ceilings import measured_ceilings
-from traitscope.run.commit import check_shards, remove_leftovers
+from traitscope.run.commit import remove_leftovers
 from traitscope.run.engine import GenerationTask
 from traitscope.run.estimate import Estimate, Setting, estimate
 from traitscope.run.frozen import add_retry, freeze, new_run_directory, planned_tasks, read_frozen

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from traitscope.captures.files import committed_shards, read_sessions
-from traitscope.errors import RunError
+from traitscope.errors import InputError, RunError
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
 from traitscope.model.meter import ForwardWork
@@ -33,6 +33,9 @@ from traitscope.run.tables import Outcome, shard_tables
 from traitscope.run.utilisation import Utilisation, advice, utilisation
 from traitscope.run.writer import ShardWriter
 from traitscope.traits.store import bank_of
+from traitscope.verify.verdict import Verdict, verify_run
+
+_VERIFIED_GENERATIONS = 2
 
 
 @dataclass
@@ -44,6 +47,7 @@ class SessionCost:
     generated_tokens: int = 0
     work: ForwardWork = field(default_factory=ForwardWork)
     utilisation: Utilisation | None = None
+    verdict: Verdict | None = None
     began: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @contextmanager
@@ -67,6 +71,7 @@ class SessionCost:
             "generated_tokens": self.generated_tokens,
             "forward": asdict(self.work),
             "utilisation": None if self.utilisation is None else asdict(self.utilisation),
+            "verify": None if self.verdict is None else self.verdict.described(),
         }
 
 
@@ -103,6 +108,7 @@ class Session:
             with listening(self._reporter.say, self._resume_hint) as interruption, self._reporter:
                 self._begin_progress(missing)
                 self._run_shards(missing, interruption)
+            self._verify()
             ended_by = "finished"
         except Interrupted:
             ended_by = "interrupted"
@@ -177,6 +183,14 @@ class Session:
         self._events.add("shard", shard=number, statuses=dict(Counter(outcome.status for outcome in outcomes)))
         self._reporter.note(f"{number + 1} of {len(self._frozen.shards)} shards committed")
         self._note("running")
+
+    def _verify(self) -> None:
+        """Prove some generations while the model is there."""
+        with self._cost.timed("verifying"):
+            try:
+                self._cost.verdict = verify_run(self._frozen.run_dir, self._model, sample=_VERIFIED_GENERATIONS)
+            except InputError as error:  # no limits are known for this dtype
+                self._reporter.say(f"not verified: {error}")
 
     def _stop_if_any_is_left(self) -> None:
         if left := len(missing_shards(self._frozen)):

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nights import quiet
+from random_traits import random_vectors
+from tiny_models import tiny_model, tiny_tokenizer
+from traitscope.model.loading import LanguageModel, load_model
+from traitscope.run import night
+from traitscope.run.prepare import prepare
+from traitscope.suite.file import load_suite
+from traitscope.traits.vectors import save_vectors
+
+SavedTiny = Callable[[str, str], tuple[Path, LanguageModel]]
+PROMPTS = ("sun number 1", "rain count 2", "what of moss", "a stone, two", "why?", "river and cloud and moss, three")
+"""Four of them have equally many characters, and so tokens."""
+
+
+@pytest.fixture(scope="session")
+def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> SavedTiny:
+    """``saved_tiny(architecture, dtype)``: the directory of a tiny model and the model, loaded from it once."""
+    folder = tmp_path_factory.mktemp("saved")
+    kept: dict[tuple[str, str], LanguageModel] = {}
+
+    def find(architecture: str, dtype: str) -> tuple[Path, LanguageModel]:
+        directory = folder / architecture
+        if not directory.exists():
+            tiny_model(architecture).save_pretrained(directory)
+            tiny_tokenizer().save_pretrained(directory)
+        if (architecture, dtype) not in kept:
+            kept[architecture, dtype] = load_model(str(directory), device="cpu", dtype=dtype)
+        return directory, kept[architecture, dtype]
+
+    return find
+
+
+@pytest.fixture
+def run_tiny(saved_tiny: SavedTiny, tmp_path: Path) -> Callable[..., tuple[Path, LanguageModel]]:
+    """``run_tiny(architecture, dtype)``: a finished run on a tiny model, and the model.
+
+    ``prompts`` are texts, or a file's name in the test's folder.
+    """
+
+    def run(
+        architecture: str = "llama",
+        dtype: str = "float32",
+        *,
+        model: LanguageModel | None = None,
+        prompts: str | Sequence[str] = PROMPTS,
+        **experiment: Any,
+    ) -> tuple[Path, LanguageModel]:
+        directory, loaded = saved_tiny(architecture, dtype)
+        asked = {"name": "all", "prompts": prompts if isinstance(prompts, str) else list(prompts), **experiment}
+        return finished_run(tmp_path, directory, model or loaded, asked), model or loaded
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def clean_run(saved_tiny: SavedTiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LanguageModel]:
+    """A run on a tiny Llama that tests may copy, and the model."""
+    directory, loaded = saved_tiny("llama", "float32")
+    asked = {"name": "all", "prompts": list(PROMPTS)}
+    return finished_run(tmp_path_factory.mktemp("clean"), directory, loaded, asked), loaded
+
+
+def finished_run(folder: Path, directory: Path, model: LanguageModel, experiment: dict[str, Any]) -> Path:
+    """A run of one experiment on two random traits, on a model that is loaded already."""
+    for number in range(2):
+        save_vectors(random_vectors(model, number), folder / f"random{number}.safetensors")
+    suite = {
+        "name": "small",
+        "model": str(directory),
+        "traits": ["random0.safetensors", "random1.safetensors"],
+        "generation": {"max_new_tokens": 10},
+        "experiments": [experiment],
+    }
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    dtype = str(model.dtype).removeprefix("torch.")
+    prepared = prepare(load_suite(str(folder / "suite.yaml")), device="cpu", dtype=dtype)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(night, "load_source", lambda *_a, **_k: model)
+        return night.start_run(
+            prepared, out=folder / "runs", batch_size=6, shard_size=4, allow_foreign=False, reporter=quiet()
+        )
