@@ -65,7 +65,6 @@ def child(step: str, *arguments: str) -> None:
     from dataclasses import replace
 
     from traitscope.bench.vectors import write_random_vectors
-
     from traitscope.captures.summaries import run_summary
     from traitscope.model.loading import load_model
     from traitscope.run.describe_plan import describe_plan

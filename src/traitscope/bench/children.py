@@ -57,13 +57,15 @@ class Child:
             self._process.wait()
 
 
-def run_child(module: str, job: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
+def run_child(
+    module: str, job: Mapping[str, Any], folder: Path, *, threads: int | None = None
+) -> tuple[dict[str, Any], float]:
     """Report and wall seconds of one process, which is ended when this one is interrupted.
 
     Raises:
         RunError: the process failed.
     """
-    child = Child(module, job, folder)
+    child = Child(module, job, folder, threads=threads)
     try:
         return child.finish(), child.seconds
     finally:

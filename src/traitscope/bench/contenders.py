@@ -183,15 +183,20 @@ def whole_program(workload: Workload, folder: Path, *, batch_size: int | None) -
     return Piece(seconds, 1.0, tokens, 1, report["seconds"], report["peak_bytes"], details)
 
 
-def first_run(workload: Workload, folder: Path) -> None:
-    """An ordinary run, not timed, in which the program remembers the model's pace on this machine."""
+def first_run(workload: Workload, folder: Path, *, threads: int | None = None) -> None:
+    """An ordinary run, not timed, in which the program remembers the model's pace with this number of threads."""
     job = program_job(workload.prepared.loaded, workload, batch_size=None)
-    run_child("ours", {**job, "equal_lengths": False}, folder)
+    run_child("ours", {**job, "equal_lengths": False}, folder, threads=threads)
+
+
+def threads_each(n_instances: int) -> int:
+    """The share of this process's threads that each of several instances gets."""
+    return max(1, torch.get_num_threads() // n_instances)
 
 
 def side_by_side(workload: Workload, folder: Path, n_instances: int, *, batch_size: int | None) -> Piece:
     """``n_instances`` of the whole program at once, each on its share of prompts and of this machine's threads."""
-    threads = max(1, torch.get_num_threads() // n_instances)
+    threads = threads_each(n_instances)
     started = time.perf_counter()
     children: list[Child] = []
     try:

@@ -21,6 +21,7 @@ from traitscope.bench.contenders import (
     ours,
     program_job,
     side_by_side,
+    threads_each,
     uncached,
     whole_program,
 )
@@ -167,9 +168,7 @@ class _Session:
         rounds: dict[str, list[Piece]] = {key: [] for key in CONTENDERS}
         searched: list[dict[str, Any]] = []
         self._warm_up()
-        if self._is_new_here():
-            with self._agenda.doing("first run", "a first run, in which the program times this model once"):
-                first_run(self._workload, self._folder)
+        self._first_runs()
         for number in range(self.effort.rounds):
             long_round = number < self.effort.long_rounds
             if long_round:
@@ -245,6 +244,17 @@ class _Session:
             ours(self._model, short, len(short), bank=None, n_whole=n_whole)
             batched_generate(self._model, short, Grouping(len(short), by_length=True), n_whole=n_whole)
 
+    def _first_runs(self) -> None:
+        """What the program measures once on a machine and remembers, for each number of threads, is no round's cost."""
+        what = "a first run, in which the program times this model once"
+        if self._is_new_here():
+            with self._agenda.doing("first run", what):
+                first_run(self._workload, self._folder)
+        if self._n_instances > 1:
+            threads = threads_each(self._n_instances)
+            with self._agenda.doing("first run", f"{what} with the threads of one instance ({threads})"):
+                first_run(self._workload, self._folder, threads=threads)
+
     def _is_new_here(self) -> bool:
         """Whether no run remembered this model's pace on this machine yet."""
         model = self._model
@@ -296,7 +306,7 @@ class _Session:
         effort = self.effort
         return {
             "warm-up": 1,
-            "first run": 1 if self._is_new_here() else 0,
+            "first run": self._is_new_here() + (self._n_instances > 1),
             "program": effort.long_rounds,
             "instances": effort.long_rounds if self._n_instances > 1 else 0,
             "grouping": 1,
