@@ -76,7 +76,8 @@ class ScoreCapture:
     """Projections of the forward pass that runs inside ``capturing``; no state of the stream is kept."""
 
     def __init__(self, bank: ReaderBank, device: torch.device) -> None:
-        self._matrices = list(bank.matrix().to(device))
+        # Readers as rows in memory: a product with few columns is faster that way.
+        self._matrices = [matrix.T for matrix in bank.matrix().to(device).transpose(1, 2).contiguous()]
         self._pass: _PassColumns | None = None
 
     def observe(self, checkpoint: int, state: torch.Tensor) -> None:
@@ -109,15 +110,17 @@ class _PassColumns:
         self.products = state.new_empty(n_checkpoints, state.shape[0], n_readers)
         self.norms = state.new_empty(n_checkpoints, state.shape[0])
         self.reached: set[int] = set()
+        self._products, self._norms = self.products.unbind(), self.norms.unbind()
 
     def put(self, checkpoint: int, state: torch.Tensor, matrix: torch.Tensor) -> None:
         self.reached.add(checkpoint)
-        if state.device == self.norms.device:
-            torch.mm(state, matrix, out=self.products[checkpoint])
-            torch.linalg.vector_norm(state, dim=-1, out=self.norms[checkpoint])
+        products, norms = self._products[checkpoint], self._norms[checkpoint]
+        if state.device == norms.device:
+            torch.mm(state, matrix, out=products)
+            torch.linalg.vector_norm(state, dim=-1, out=norms)
         else:
-            self.products[checkpoint] = (state @ matrix).to(self.products.device)
-            self.norms[checkpoint] = torch.linalg.vector_norm(state, dim=-1).to(self.norms.device)
+            products.copy_(state @ matrix)
+            norms.copy_(torch.linalg.vector_norm(state, dim=-1))
 
 
 @contextmanager

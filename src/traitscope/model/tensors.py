@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 def wide_tensors(values: Any, d_model: int) -> Iterator[torch.Tensor]:
     """Floating-point tensors ``[..., d_model]`` in a module's arguments or outputs, in order."""
     if isinstance(values, torch.Tensor):
-        if values.is_floating_point() and values.dim() >= 2 and values.shape[-1] == d_model:
+        if _is_wide(values, d_model):
             yield values
     elif isinstance(values, Mapping):
         for value in values.values():
@@ -28,7 +29,16 @@ def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ..
 
 def nth_wide_tensor(values: Any, d_model: int, index: int) -> torch.Tensor | None:
     """The ``index``-th of ``wide_tensors``, or None."""
-    for position, tensor in enumerate(wide_tensors(values, d_model)):
-        if position == index:
-            return tensor
-    return None
+    first = values[0] if isinstance(values, tuple) and values else values
+    if index == 0 and _is_wide(first, d_model):
+        return first  # nearly always; hooks ask at every checkpoint of every step
+    return next(islice(wide_tensors(values, d_model), index, None), None)
+
+
+def _is_wide(value: Any, d_model: int) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.dim() >= 2
+        and value.shape[-1] == d_model
+    )

@@ -39,10 +39,14 @@ def _hook(module: nn.Module, site: Site, checkpoint: int, d_model: int, observe:
         state = nth_wide_tensor(values, d_model, site.index)
         if state is None:
             raise RuntimeError(f"{site.module} no longer passes the residual stream at its {site.end}")
-        observe(checkpoint, state.detach().reshape(-1, d_model))
+        observe(checkpoint, state.reshape(-1, d_model))
+
+    def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        read(arguments(args, kwargs) if kwargs else args)
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        read(output)
 
     if site.end == "input":
-        return module.register_forward_pre_hook(
-            lambda _module, args, kwargs: read(arguments(args, kwargs)), with_kwargs=True
-        )
-    return module.register_forward_hook(lambda _module, _args, output: read(output))
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)

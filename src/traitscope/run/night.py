@@ -37,7 +37,7 @@ from traitscope.units import human_seconds
 log = logging.getLogger(__name__)
 
 _TIMED_TOKENS = 64
-_MOST_TIMED_ROWS = 256
+_MOST_TIMED_ROWS = 128
 
 
 def start_run(

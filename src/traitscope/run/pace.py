@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _REVISION = 1
 _SHORT, _LONG = 32, 512
-_PREFILL_ROWS = 8
+_LONG_ROWS = 8  # few enough for a long context to fit in memory
 _TIMED_STEPS = 3
 _LEAST_GAIN = 1.05
 _AS_GOOD = 1.02
@@ -129,14 +129,13 @@ def measured_pace(
     probe = _Probe(model, bank, token_ids)
     probe.step_seconds(2, _SHORT)
     steps = dict(_doubling(probe, most_rows))
-    width = max(steps)
+    narrow = max(width for width in steps if width <= _LONG_ROWS)
     longer = _LONG if model.context_length is None else min(_LONG, model.context_length - _TIMED_STEPS - 2)
     context_seconds = prefill_context_seconds = 0.0
-    n_rows = min(_PREFILL_ROWS, width)
-    prefill_seconds = probe.prefill_seconds(n_rows, _SHORT) / (n_rows * _SHORT)
+    prefill_seconds = probe.prefill_seconds(narrow, _SHORT) / (narrow * _SHORT)
     if longer > 2 * _SHORT:
-        slower = probe.step_seconds(width, longer) - steps[width]
-        context_seconds = max(0.0, slower / (width * (longer - _SHORT)))
+        slower = probe.step_seconds(narrow, longer) - steps[narrow]
+        context_seconds = max(0.0, slower / (narrow * (longer - _SHORT)))
         whole = probe.prefill_seconds(1, longer) / longer
         prefill_context_seconds = max(0.0, (whole - prefill_seconds) / (longer / 2 - _SHORT / 2))
     return Pace(
@@ -175,7 +174,7 @@ class _Probe:
 
     def __init__(self, model: LanguageModel, bank: ReaderBank, token_ids: Sequence[int]) -> None:
         self._model, self._bank = model, bank
-        self._token_ids = np.resize(np.array(token_ids), _LONG + _PREFILL_ROWS).tolist()
+        self._token_ids = np.resize(np.array(token_ids), _LONG + _LONG_ROWS).tolist()
 
     def step_seconds(self, width: int, length: int) -> float:
         """The fastest of some steps of ``width`` rows that continue the same prompt."""
