@@ -86,7 +86,7 @@ class _TimedLoop:
     def timed(self, move: Callable[[], None]) -> float:
         model, capture = self._model, self._capture
         watching = nullcontext() if capture is None else watch(model.module, model.anatomy, capture.observe)
-        with watching:
+        with watching, model.linears.in_use():
             synchronise(model.device)
             started = time.perf_counter()
             move()

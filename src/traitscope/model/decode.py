@@ -82,7 +82,7 @@ def decode(
         run_prefix: kept by the caller from batch to batch of one run.
     """
     watching = capturing(model.module, model.anatomy, bank, model.device) if bank is not None else nullcontext(None)
-    with watching as capture:
+    with watching as capture, model.linears.in_use():
         loop = DecodeLoop(
             model,
             prompts,
@@ -102,7 +102,8 @@ def decode(
 class DecodeLoop:
     """One batch on its way through the model, a step at a time; ``decode`` runs it to its end.
 
-    The hooks of ``capture`` are the caller's to put in place (``capturing``) around ``prefill`` and ``step``.
+    The hooks of ``capture`` (``capturing``) and the packed layers (``model.linears.in_use``) are the caller's to put
+    in place around ``prefill`` and ``step``.
     ``_rows[i]`` is the row that slot i of the batch works on.
     """
 

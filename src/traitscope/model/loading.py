@@ -14,6 +14,7 @@ from traitscope.model.anatomy import Anatomy, find_anatomy
 from traitscope.model.embedded import EMBEDDED_NAME, embedded_weights_directory
 from traitscope.model.fingerprint import Fingerprint, fingerprint_of_module, fingerprint_of_source
 from traitscope.model.meter import ForwardMeter
+from traitscope.model.packing import PackedLinears
 from traitscope.model.source import (
     ModelSource,
     check_reachable,
@@ -36,6 +37,7 @@ class LanguageModel:
         module: the transformers model, in evaluation mode.
         context_length: how many tokens it can read, or None if unlimited.
         eos_token_ids: each of them ends a response.
+        linears: its linear layers packed for decoding.
         meter: counts and times every ``forward``.
     """
 
@@ -46,6 +48,7 @@ class LanguageModel:
     fingerprint: Fingerprint
     context_length: int | None
     eos_token_ids: frozenset[int]
+    linears: PackedLinears = field(repr=False)
     meter: ForwardMeter = field(default_factory=ForwardMeter, repr=False)
     _accepted: frozenset[str] = field(init=False, repr=False)
 
@@ -177,6 +180,7 @@ def _wrapped(name: str, module: Any, tokenizer: Any, fingerprint: Fingerprint) -
         fingerprint=fingerprint,
         context_length=context_length(module.config),
         eos_token_ids=_eos_token_ids(module, tokenizer),
+        linears=PackedLinears(module),
     )
 
 

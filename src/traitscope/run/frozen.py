@@ -41,6 +41,7 @@ class FrozenRun:
     fingerprint: str
     device: str
     dtype: str
+    packed_linears: bool
     suite: dict[str, Any]
     checkpoints: tuple[str, ...]
     vectors: tuple[TraitVectors, ...]
@@ -152,6 +153,7 @@ def freeze(
             "model": {**asdict(source), "fingerprint": fingerprint, "digests": asdict(model.fingerprint)},
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "packed_linears": model.linears.wanted,
             "checkpoints": [checkpoint.name for checkpoint in model.anatomy.checkpoints],
             "traits": [
                 {"name": vector.trait, "readout": vector.readout_name, "verdict": vector.origin.verdict}
@@ -187,6 +189,7 @@ def read_frozen(run_dir: Path) -> FrozenRun:
         fingerprint=given["fingerprint"],
         device=described["device"],
         dtype=described["dtype"],
+        packed_linears=described["packed_linears"],
         suite=described["suite"],
         checkpoints=tuple(described["checkpoints"]),
         vectors=tuple(load_vectors(run_dir / "vectors" / f"{name}.safetensors") for name in names),

@@ -29,7 +29,7 @@ from traitscope.run.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-_REVISION = 1
+_REVISION = 2
 _SHORT, _LONG = 32, 512
 _LONG_ROWS = 8  # few enough for a long context to fit in memory
 _TIMED_STEPS = 3
@@ -125,9 +125,9 @@ def measured_pace(
     ``token_ids`` are any that the model reads; they are repeated to the lengths that are timed. Widths are
     bounded by ``most_rows``.
     """
-    resident, peak = psutil.Process().memory_info().rss, peak_resident_bytes()
     probe = _Probe(model, bank, token_ids)
     probe.step_seconds(2, _SHORT)
+    resident, peak = psutil.Process().memory_info().rss, peak_resident_bytes()
     steps = dict(_doubling(probe, most_rows))
     narrow = max(width for width in steps if width <= _LONG_ROWS)
     longer = _LONG if model.context_length is None else min(_LONG, model.context_length - _TIMED_STEPS - 2)
@@ -196,7 +196,8 @@ class _Probe:
     def _loop(self, prompts: Sequence[Sequence[int]]) -> Iterator[DecodeLoop]:
         """A loop that no end of sequence stops before its time."""
         model = replace(self._model, eos_token_ids=frozenset())
-        with capturing(model.module, model.anatomy, self._bank, model.device) as capture:
+        capturing_scores = capturing(model.module, model.anatomy, self._bank, model.device)
+        with capturing_scores as capture, model.linears.in_use():
             yield DecodeLoop(
                 model,
                 prompts,

@@ -88,6 +88,7 @@ class Session:
     def __init__(self, frozen: FrozenRun, model: LanguageModel, cost: SessionCost, reporter: Reporter) -> None:
         self._frozen = frozen
         self._model = model
+        model.linears.wanted = frozen.packed_linears
         self._cost = cost
         self._cost.seconds.setdefault("writing", 0.0)  # added to by the writing thread
         self._reporter = reporter
