@@ -47,6 +47,7 @@ class Bench(NamedTuple):
     model: LanguageModel
     folder: Path
     rounds: int
+    workloads: list[str]
 
     def workload(self, loaded: LoadedSuite, n_traits: int) -> Workload:
         folder = Path(tempfile.mkdtemp(dir=self.folder))
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("numbers", type=int, nargs="*", help="of 1 to 4; all if none is given")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workloads", nargs="+", default=["reference", "samples"], help="of figure 2")
     given = parser.parse_args()
     if unknown := set(given.numbers) - set(FIGURES):
         parser.error(f"there is no figure {min(unknown)}; known: {', '.join(map(str, FIGURES))}")
@@ -68,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in given.numbers or FIGURES:
             print(f"\n{number}. {FIGURES[number].__doc__}", flush=True)
-            FIGURES[number](Bench(model, Path(folder), given.rounds))
+            FIGURES[number](Bench(model, Path(folder), given.rounds, given.workloads))
 
 
 def against_the_old_way(bench: Bench) -> None:
@@ -96,7 +98,7 @@ def against_the_old_way(bench: Bench) -> None:
 
 def against_batched_generate(bench: Bench) -> None:
     """decoding with capture of four traits against the best of several groupings of batched generate"""
-    for name in ("reference", "samples"):
+    for name in bench.workloads:
         workload = bench.workload(load_workload(name), 4)
         tasks = workload.tasks
         first = whole_program(workload, bench.folder, batch_size=None)
