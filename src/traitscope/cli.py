@@ -64,6 +64,7 @@ def run(
     retry_failed: Annotated[bool, typer.Option(help="With --resume: run failed generations again.")] = False,
     deep: Annotated[bool, typer.Option(help="With --resume: check checksums, not only sizes.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+    retime: Annotated[bool, typer.Option(help="Time the model anew instead of trusting its remembered pace.")] = False,
     allow_foreign: AllowForeign = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -72,8 +73,10 @@ def run(
     width = _auto_or_number("--batch-size", batch_size)
     per_shard = _auto_or_number("--shard-size", shard_size)
     if resume is not None:
-        if width or per_shard or dry_run:
-            raise InputError("--batch-size, --shard-size and --dry-run do not go with --resume: the run is frozen")
+        if width or per_shard or dry_run or retime:
+            raise InputError(
+                "--batch-size, --shard-size, --dry-run and --retime do not go with --resume: the run is frozen"
+            )
         _resume(resume, suite, model, max_new_tokens, device, dtype, retry_failed=retry_failed, deep=deep)
         _finish(resume, as_json)
         return
@@ -84,7 +87,7 @@ def run(
         _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code), width, as_json)
         return
     prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code)
-    run_dir = _start(prepared, out, batch_size=width, shard_size=per_shard, allow_foreign=allow_foreign)
+    run_dir = _start(prepared, out, batch_size=width, shard_size=per_shard, allow_foreign=allow_foreign, retime=retime)
     _finish(run_dir, as_json)
 
 
@@ -316,7 +319,13 @@ def _prepared(loaded: LoadedSuite, device: str, dtype: str, allow_foreign: bool,
 
 
 def _start(
-    prepared: Prepared, out: Path, *, batch_size: int | None, shard_size: int | None, allow_foreign: bool
+    prepared: Prepared,
+    out: Path,
+    *,
+    batch_size: int | None,
+    shard_size: int | None,
+    allow_foreign: bool,
+    retime: bool = False,
 ) -> Path:
     with _quick_imports():
         from traitscope.run.night import start_run
@@ -331,6 +340,7 @@ def _start(
         shard_size=shard_size,
         allow_foreign=allow_foreign,
         reporter=default_reporter(),
+        retime=retime,
     )
 
 

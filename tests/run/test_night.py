@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -28,7 +29,7 @@ from nights import failing, quiet, run_suite, tables_digest, write_suite
 from traitscope.captures.files import committed_shards, done_file, read_sessions, shard_file
 from traitscope.captures.reading import open_run
 from traitscope.captures.schema import SHARD_TABLES
-from traitscope.captures.summaries import mean_z, summary_of
+from traitscope.captures.summaries import mean_z, run_summary, summary_of, went_well
 from traitscope.errors import InputError, RunError
 from traitscope.run import commit as commit_module
 from traitscope.run import engine as engine_module
@@ -78,6 +79,34 @@ def test_every_capture_is_there_and_equal_generations_ran_once(undisturbed: Path
     assert mean_z(run)["loudness"].null_count() == 0
     (session,) = json.loads((undisturbed / "run.json").read_text())["sessions"]
     assert (session["model_loads"], session["ended_by"]) == (1, "finished")
+
+
+def test_a_run_ends_by_verifying_two_of_its_generations(undisturbed: Path) -> None:
+    verdict = run_summary(undisturbed)["verify"]
+    assert (verdict["passed"], verdict["verified"], verdict["captured"]) == (True, 2, N_GENERATIONS)
+    (session,) = read_sessions(undisturbed)
+    assert session["generated_tokens"] > 0
+    assert session["forward"]["passes"] > 0
+    assert 0 < session["utilisation"]["forward_share"] <= 1
+
+
+def test_a_run_whose_numbers_are_wrong_says_so_and_did_not_go_well(
+    tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engine_module.decode
+
+    def shifted(*args: Any, **kwargs: Any) -> Any:
+        rows = real(*args, **kwargs)
+        for row in rows:
+            row.trace.scores[:] = np.roll(row.trace.scores, 1, axis=0)
+        return rows
+
+    monkeypatch.setattr(engine_module, "decode", shifted)
+    summary = run_summary(run_suite(write_suite(tmp_path, tiny_directory, n_prompts=4), tmp_path / "runs"))
+    assert summary["counts"] == {"ok": 15}
+    assert not summary["verify"]["passed"]
+    assert "score at resid_" in summary["verify"]["problems"][0]
+    assert not went_well(summary)
 
 
 def test_rows_are_prompt_and_generated_tokens(undisturbed: Path) -> None:

@@ -49,10 +49,12 @@ def start_run(
     allow_foreign: bool,
     reporter: Reporter,
     model: LanguageModel | None = None,
+    retime: bool = False,
 ) -> Path:
     """Run a prepared suite in a new run directory, which is returned.
 
-    ``model`` is the suite's model where it is in memory already; else it is loaded.
+    ``model`` is the suite's model where it is in memory already; else it is loaded. ``retime`` times it anew
+    instead of trusting a pace that was measured, say, while the machine was busy.
 
     Raises:
         InputError, RunError, Interrupted: each message says what is safe and how to go on.
@@ -73,7 +75,9 @@ def start_run(
     runnable = [task for task in tasks.values() if task.id not in too_long]
     bank = bank_of(vectors)
     with cost.timed("timing"):
-        pace = _pace(model, bank, runnable, cost, reporter)
+        pace = None if retime else remembered_pace(model.fingerprint.short, model.device, model.dtype)
+        if pace is None and runnable:
+            pace = _timed(model, bank, runnable, cost, reporter)
     facts = facts_of_module(model.module)
     width = batch_size or batch_width(facts, model.device, model.dtype.itemsize, runnable, pace)
     batches = make_batches(runnable, width)
@@ -164,15 +168,11 @@ def _in_plan_order(vectors: Sequence[TraitVectors], traits: Sequence[str]) -> li
     return [by_name[trait] for trait in traits]
 
 
-def _pace(
+def _timed(
     model: LanguageModel, bank: ReaderBank, tasks: Sequence[GenerationTask], cost: SessionCost, reporter: Reporter
 ) -> Pace | None:
-    """The model's pace on this machine, timed the first time. A model that cannot be timed is left to the engine,
-    which finds the guilty row."""
-    fingerprint = model.fingerprint.short
-    remembered = remembered_pace(fingerprint, model.device, model.dtype)
-    if remembered is not None or not tasks:
-        return remembered
+    """The model's pace on this machine, to be remembered. A model that cannot be timed is left to the engine, which
+    finds the guilty row."""
     reporter.say("timing the model, once on this machine")
     facts = facts_of_module(model.module)
     most = rows_that_fit(facts, _TIMED_TOKENS, model.dtype.itemsize, free_memory(model.device))
@@ -187,7 +187,7 @@ def _pace(
     except Exception as error:
         log.warning("the model could not be timed: %s", one_line_of(error))
         return None
-    remember_pace(pace, fingerprint, model.device, model.dtype)
+    remember_pace(pace, model.fingerprint.short, model.device, model.dtype)
     for dtype in (model.dtype, torch.bfloat16):
         measured_ceilings(model.device, dtype)
     return pace
