@@ -39,7 +39,7 @@ def test_every_generation_is_in_one_batch_of_one_shard(
 
 def test_a_shard_is_closed_before_its_captures_fill_the_memory() -> None:
     batches = make_batches([_task(number, 90, 0.0) for number in range(100)], 10)
-    shards = make_shards(batches, [], shard_size=None, seconds_per_batch=0.001, bytes_per_position=24_000_000 // 2000)
+    shards = make_shards(batches, [], shard_size=None, seconds_per_batch=0.001, bytes_per_position=12_000_000 // 2000)
     assert [shard.n_generations for shard in shards] == [20] * 5
 
 

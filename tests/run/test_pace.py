@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import random_bank
+from tiny_models import VOCAB
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling
@@ -109,9 +110,19 @@ def test_a_pace_is_measured_remembered_and_used(
     assert Pace.from_described(asdict(pace)) == pace
 
 
+def test_shared_tokens_are_kept_once_on_disk(tiny: Callable[..., LanguageModel]) -> None:
+    facts = facts_of_module(tiny("llama").module)
+    shared = [_task(n, [*range(200), 300 + n]) for n in range(4)]
+    apart = [_task(n, [900 + n, *range(1, 200), 300 + n]) for n in range(4)]
+    setting = Setting(facts, torch.float32, 1, 7, _pace())
+    sizes = [estimate(setting, tasks, make_batches(tasks, 4)).disk_bytes for tasks in (shared, apart)]
+    assert sizes[1] - sizes[0] == pytest.approx(3 * 200 * (3 * 2 * 1.75 + 7 / 2 * 3.3), abs=1)
+
+
 def test_memory_is_the_larger_of_loading_and_working(tiny: Callable[..., LanguageModel]) -> None:
     facts = facts_of_module(tiny("llama").module)
     tasks = [_task(0, range(20), 1)]
+    verifying = (2 * 4 + 8) * (21 * 32 * 7 + 1 * VOCAB)
     of = {
         peak: estimate(
             Setting(facts, torch.float32, 3, 7, _pace(peak_loading_bytes=peak)), tasks, make_batches(tasks, 1)
@@ -119,6 +130,6 @@ def test_memory_is_the_larger_of_loading_and_working(tiny: Callable[..., Languag
         for peak in (0, 10**12)
     }
     captured = 21 * 7 * (2 * 3 + 1) * 4
-    assert of[0].memory_bytes == 1000 + facts.bytes_per_row(21, 4) + captured
+    assert of[0].memory_bytes == 1000 + max(facts.bytes_per_row(21, 4, 20) + captured, verifying)
     assert of[10**12].memory_bytes == 10**12
     assert of[0].total_seconds == pytest.approx((of[0].seconds or 0) + 5.0)

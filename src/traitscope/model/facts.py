@@ -37,11 +37,12 @@ class ModelFacts:
         embeddings = head * (1 if self.tied_head else 2)
         return 2 * ((self.n_parameters - embeddings) * n_tokens + head * n_logit_rows)
 
-    def bytes_per_row(self, n_tokens: int, itemsize: int) -> int:
-        """Working memory of one row of a batch: cache (twice, as it grows by copying), one block's activations,
-        logits with their float32 copies."""
-        cache = 2 * n_tokens * self.cache_bytes_per_token(itemsize)
-        activations = n_tokens * (6 * self.d_model + 3 * self.d_mlp) * itemsize
+    def bytes_per_row(self, n_tokens: int, itemsize: int, n_read: int | None = None) -> int:
+        """Working memory of one row of a batch: cache, one block's activations of the ``n_read`` tokens that a
+        prefill reads at once (all of them by default), logits with their float32 copies."""
+        n_read = n_tokens if n_read is None else n_read
+        cache = n_tokens * self.cache_bytes_per_token(itemsize)
+        activations = n_read * (6 * self.d_model + 3 * self.d_mlp) * itemsize
         return cache + activations + 4 * 4 * self.vocab_size
 
 

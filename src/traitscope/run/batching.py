@@ -19,7 +19,7 @@ from traitscope.run.pace import Pace
 _WIDEST = {"cuda": 128, "mps": 32, "cpu": 32}
 _USABLE_MEMORY = 0.5
 _SHARD_SECONDS = 90.0
-_SHARD_BYTES = 24_000_000
+_SHARD_BYTES = 12_000_000  # twice that is held: one shard is written beside the next
 
 
 Batch = tuple[GenerationTask, ...]

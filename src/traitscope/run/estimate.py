@@ -15,12 +15,13 @@ from traitscope.run.engine import GenerationTask
 from traitscope.run.pace import Pace
 
 _PROCESS_BYTES = 700_000_000
-# As measured on three suites of the embedded model, see docs/performance.md.
-_DISK_BYTES_PER_SCORE = 1.6
-_DISK_BYTES_PER_WRITE = 3.0
-_DISK_BYTES_PER_TOKEN = 12
-_DISK_BYTES_PER_GENERATION = 3_000
+# As measured with benchmarks/estimates.py, in bytes.
+_DISK_PER_SCORE = 1.75
+_DISK_PER_WRITE = 3.3
+_DISK_PER_TOKEN = 12
+_DISK_PER_GENERATION = 3_000
 _READERS_AND_STEERERS = 2
+_FLOAT64 = 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def estimate(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequenc
         seconds = generation_seconds(setting.pace, tasks, batches)
         total = round(seconds + setting.pace.loading_seconds, 3)
         seconds = round(seconds, 3)
-    return Estimate(seconds, total, _memory_bytes(setting, batches), _disk_bytes(setting, tasks))
+    return Estimate(seconds, total, _memory_bytes(setting, tasks, batches), _disk_bytes(setting, batches))
 
 
 def generation_seconds(pace: Pace, tasks: Sequence[GenerationTask], batches: Sequence[Batch]) -> float:
@@ -80,34 +81,54 @@ def _batch_seconds(pace: Pace, batch: Batch, sharing: Sharing) -> float:
     return reading + n_steps * pace.step(len(batch), context)
 
 
-def _memory_bytes(setting: Setting, batches: Sequence[Batch]) -> int:
+def _memory_bytes(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequence[Batch]) -> int:
+    """The most that is held: by a batch with its captures, or by the proof of the longest generation."""
     itemsize = setting.dtype.itemsize
-    rows_bytes = max((batch_bytes(setting.facts, batch, itemsize) for batch in batches), default=0)
-    captured = max((_positions(batch) for batch in batches), default=0)
-    captured *= captured_bytes_per_position(setting.n_checkpoints, setting.n_traits)
+    working = max(
+        (_batch_bytes(setting.facts, batch, itemsize) + _captured_bytes(setting, batch) for batch in batches),
+        default=0,
+    )
+    working = max([working, *(_verifying_bytes(setting, task) for task in tasks)])
     if setting.pace is None:
-        return _PROCESS_BYTES + setting.facts.weight_bytes(itemsize) + rows_bytes + captured
-    return max(setting.pace.peak_loading_bytes, setting.pace.resident_bytes + rows_bytes + captured)
+        return _PROCESS_BYTES + setting.facts.weight_bytes(itemsize) + working
+    return max(setting.pace.peak_loading_bytes, setting.pace.resident_bytes + working)
 
 
-def batch_bytes(facts: ModelFacts, batch: Batch, itemsize: int) -> int:
-    """Working memory of one batch."""
+def _batch_bytes(facts: ModelFacts, batch: Batch, itemsize: int) -> int:
     longest = max(task.n_prompt + task.most_response_tokens for task in batch)
     if batch[0].response_ids is not None:
         return facts.bytes_per_row(longest, itemsize)
-    return len(batch) * facts.bytes_per_row(longest, itemsize)
+    n_read = shared_by([task.prompt.token_ids for task in batch]).n_fed
+    return len(batch) * facts.bytes_per_row(longest, itemsize, n_read)
 
 
-def _positions(tasks: Sequence[GenerationTask]) -> int:
-    return sum(task.n_prompt + task.most_response_tokens for task in tasks)
+def _captured_bytes(setting: Setting, batch: Batch) -> int:
+    n_positions = sum(task.n_prompt + task.most_response_tokens for task in batch)
+    return n_positions * captured_bytes_per_position(setting.n_checkpoints, setting.n_traits)
 
 
-def _disk_bytes(setting: Setting, tasks: Sequence[GenerationTask]) -> int:
+def _verifying_bytes(setting: Setting, task: GenerationTask) -> int:
+    """States of all checkpoints, as the model gives them and in float64, and the response's logits likewise."""
+    facts, widths = setting.facts, 2 * setting.dtype.itemsize + _FLOAT64
+    states = (task.n_prompt + task.most_response_tokens) * facts.d_model * setting.n_checkpoints
+    return widths * (states + task.most_response_tokens * facts.vocab_size)
+
+
+def _disk_bytes(setting: Setting, batches: Sequence[Batch]) -> int:
+    """Vectors, and what the tables come to: scores of tokens that generations share compress to nearly nothing."""
     total = float(_READERS_AND_STEERERS * setting.n_traits * setting.n_checkpoints * setting.facts.d_model * 4)
-    for task in tasks:
-        n_positions = task.n_prompt + task.most_response_tokens
-        total += n_positions * len(task.checkpoints) * (1 + len(task.traits)) * _DISK_BYTES_PER_SCORE
-        written = n_positions * setting.n_checkpoints * len(task.traits) / 2  # writes end at R, about half depth
-        total += written * _DISK_BYTES_PER_WRITE
-        total += n_positions * _DISK_BYTES_PER_TOKEN + _DISK_BYTES_PER_GENERATION
+    for batch in batches:
+        prompts = shared_by([task.prompt.token_ids for task in batch])
+        shared = prompts.n_prefix * (1 - len(prompts.distinct))
+        n_distinct = sum(map(len, prompts.distinct)) + shared + sum(task.most_response_tokens for task in batch)
+        n_positions = sum(task.n_prompt + task.most_response_tokens for task in batch)
+        per_position = [_disk_per_position(setting, task) for task in batch]
+        total += n_distinct * sum(per_position) / len(batch)
+        total += n_positions * _DISK_PER_TOKEN + len(batch) * _DISK_PER_GENERATION
     return int(total)
+
+
+def _disk_per_position(setting: Setting, task: GenerationTask) -> float:
+    scores = len(task.checkpoints) * (1 + len(task.traits)) * _DISK_PER_SCORE
+    writes = setting.n_checkpoints * len(task.traits) / 2 * _DISK_PER_WRITE  # they end at R, about half depth
+    return scores + writes
