@@ -49,7 +49,7 @@ def test_work_is_counted_and_rated_against_the_ceilings(tiny: Callable[..., Lang
 
 
 def _advice(**changes: object) -> str:
-    pace = Pace((1, 2, 4, 8), (1.0, 1.0, 1.0, 1.0), 0.0, 0.1, 0.0, 0.0, 0, 0)
+    pace = Pace((1, 2, 4, 8), (1.0, 1.0, 1.0, 1.0), 0.0, 0.1, 0.0, 0.0, 0)
     given = {
         "forward_share": 0.95,
         "width": 8,

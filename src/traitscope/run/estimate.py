@@ -91,7 +91,7 @@ def _memory_bytes(setting: Setting, tasks: Sequence[GenerationTask], batches: Se
     working = max([working, *(_verifying_bytes(setting, task) for task in tasks)])
     if setting.pace is None:
         return _PROCESS_BYTES + setting.facts.weight_bytes(itemsize) + working
-    return max(setting.pace.peak_loading_bytes, setting.pace.resident_bytes + working)
+    return setting.pace.resident_bytes + working
 
 
 def _batch_bytes(facts: ModelFacts, batch: Batch, itemsize: int) -> int:

@@ -19,7 +19,6 @@ import torch
 
 from traitscope.cache import read_cached_json, write_cached_json
 from traitscope.errors import one_line_of
-from traitscope.memory import peak_resident_bytes
 from traitscope.model.capture import ReaderBank, capturing
 from traitscope.model.decode import DecodeLoop
 from traitscope.model.loading import LanguageModel
@@ -29,7 +28,7 @@ from traitscope.run.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-_REVISION = 2
+_REVISION = 3
 _SHORT, _LONG = 32, 512
 _LONG_ROWS = 8  # few enough for a long context to fit in memory
 _TIMED_STEPS = 3
@@ -48,7 +47,7 @@ class Pace:
         prefill_seconds: per prompt token of a prefill.
         prefill_context_seconds: what each token of context adds to each prompt token.
         loading_seconds: of the session in which it was measured.
-        resident_bytes: of the process with the model loaded; peak_loading_bytes: the most until then.
+        resident_bytes: of the process with the model loaded and packed.
     """
 
     widths: tuple[int, ...]
@@ -58,7 +57,6 @@ class Pace:
     prefill_context_seconds: float
     loading_seconds: float
     resident_bytes: int
-    peak_loading_bytes: int
 
     def step(self, width: int, context: float) -> float:
         """Seconds of one decode step of ``width`` rows with ``context`` tokens each."""
@@ -127,7 +125,7 @@ def measured_pace(
     """
     probe = _Probe(model, bank, token_ids)
     probe.step_seconds(2, _SHORT)
-    resident, peak = psutil.Process().memory_info().rss, peak_resident_bytes()
+    resident = psutil.Process().memory_info().rss
     steps = dict(_doubling(probe, most_rows))
     narrow = max(width for width in steps if width <= _LONG_ROWS)
     longer = _LONG if model.context_length is None else min(_LONG, model.context_length - _TIMED_STEPS - 2)
@@ -146,7 +144,6 @@ def measured_pace(
         prefill_context_seconds=prefill_context_seconds,
         loading_seconds=loading_seconds,
         resident_bytes=resident,
-        peak_loading_bytes=peak,
     )
 
 
