@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from tiny_models import tiny_model, tiny_tokenizer
+from traitscope import cli
 from traitscope.model.capture import ReaderBank
 from traitscope.model.loading import LanguageModel, load_model
 
@@ -64,6 +66,23 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TRAITSCOPE_CACHE", str(shared_cache))
     return shared_cache
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command line in this process: ``command("run", ...)`` gives exit code, stdout and stderr."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["traitscope", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 def random_bank(model: LanguageModel, n_traits: int = 3, seed: int = 0) -> ReaderBank:

@@ -15,27 +15,9 @@ import yaml
 import traitscope
 from conftest import SCENARIOS
 from nights import write_suite
-from traitscope import cli
 from traitscope.run import night
 from traitscope.traits.store import find_trait, vectors_for
 from traitscope.traits.vectors import save_vectors
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command line in this process: ``command("run", ...)`` gives exit code, stdout and stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["traitscope", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

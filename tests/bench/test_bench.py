@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 import yaml
 
-from traitscope import cli
 from traitscope.bench import session
 from traitscope.bench.contenders import Grouping, batched_generate, cached, ours, uncached
 from traitscope.bench.session import candidate_groupings
@@ -63,21 +61,6 @@ def model(tiny_directory: Path) -> LanguageModel:
 def workload(suite: Path, model: LanguageModel, tmp_path: Path, tiny_cache: Path) -> Workload:
     loaded = with_random_vectors(load_suite(str(suite)), model, tmp_path, None)
     return workload_of(prepare(loaded, device="cpu"), model)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["traitscope", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.slow
