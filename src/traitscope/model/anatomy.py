@@ -7,6 +7,7 @@ outputs were added, whatever the classes and attributes are called.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -248,8 +249,9 @@ def _cast(values: Any, dtype: torch.dtype) -> Any:
 
 
 def _explain_layer(layer: int, path: str, record: _LayerRecord) -> LayerAnatomy:
-    outputs = [(site, tensor) for site, tensor in record.passing if site.end == "output"]
-    for site, candidate in record.passing:
+    passing = _passed_once(record.passing)
+    outputs = [(site, tensor) for site, tensor in passing if site.end == "output"]
+    for site, candidate in passing:
         if not (_moved(record.pre, candidate) and _moved(candidate, record.post)):
             continue
         first = _scaled_output(candidate - record.pre, outputs, candidate)
@@ -264,6 +266,12 @@ def _explain_layer(layer: int, path: str, record: _LayerRecord) -> LayerAnatomy:
     if pair is not None:
         return LayerAnatomy(path, "parallel", None, pair)
     raise _refusal(layer, "resid_post", _nearest_miss(whole, outputs))
+
+
+def _passed_once(passing: list[tuple[Site, torch.Tensor]]) -> list[tuple[Site, torch.Tensor]]:
+    """Without the sites of modules that a layer calls several times, such as a dropout that its blocks share."""
+    calls = Counter(site for site, _ in passing)
+    return [(site, tensor) for site, tensor in passing if calls[site] == 1]
 
 
 def _moved(before: torch.Tensor, after: torch.Tensor) -> bool:
@@ -283,7 +291,7 @@ def _scaled_output(
         square = (output * output).sum()
         if square == 0:
             continue
-        scale = float((difference * output).sum() / square)
+        scale = _exact_one(float((difference * output).sum() / square))
         if scale != 0 and _explains(difference, scale * output, state):
             return Contribution(site, scale)
     return None
@@ -304,10 +312,15 @@ def _scaled_pair(
             scales = torch.linalg.solve(gram, basis @ target)
             if bool((scales.abs() > 1e-6).all()) and _explains(target, scales @ basis, state):
                 return (
-                    Contribution(outputs[earlier][0], float(scales[0])),
-                    Contribution(outputs[later][0], float(scales[1])),
+                    Contribution(outputs[earlier][0], _exact_one(float(scales[0]))),
+                    Contribution(outputs[later][0], _exact_one(float(scales[1]))),
                 )
     return None
+
+
+def _exact_one(scale: float) -> float:
+    """A fitted scale without the rounding of the fit where it is that of a plain sum."""
+    return 1.0 if abs(scale - 1) < _ROUNDING else scale
 
 
 def _nearest_miss(difference: torch.Tensor, outputs: list[tuple[Site, torch.Tensor]]) -> str:

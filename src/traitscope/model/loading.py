@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from traitscope.errors import InputError
 from traitscope.model.anatomy import Anatomy, find_anatomy
+from traitscope.model.blocks import LayerBlocks, find_blocks
 from traitscope.model.embedded import EMBEDDED_NAME, embedded_weights_directory
 from traitscope.model.fingerprint import Fingerprint, fingerprint_of_module, fingerprint_of_source
 from traitscope.model.meter import ForwardMeter
@@ -66,6 +68,11 @@ class LanguageModel:
     @property
     def n_layers(self) -> int:
         return len(self.anatomy.layers)
+
+    @cached_property
+    def blocks(self) -> tuple[LayerBlocks, ...]:
+        """How the blocks of each layer write; found by one small pass when first asked for."""
+        return find_blocks(self.module, self.anatomy)
 
     def forward(self, **inputs: Any) -> Any:
         """One forward pass with those of ``inputs`` that this architecture's ``forward`` knows."""

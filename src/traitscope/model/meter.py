@@ -46,21 +46,26 @@ class ForwardMeter:
 
     @contextmanager
     def measuring(self, input_ids: torch.Tensor, logits_to_keep: int) -> Iterator[None]:
-        """Count one pass over ``input_ids`` ``[batch, seq]``; ``logits_to_keep`` 0 stands for all."""
+        """Count one pass over ``input_ids`` ``[batch, seq]``, also one that ends early; ``logits_to_keep`` 0 stands
+        for all."""
         batch, length = input_ids.shape
         self._passes += 1
         self._tokens += batch * length
         self._logit_rows += batch * (min(logits_to_keep, length) or length)
         if input_ids.device.type != "cuda":
             started = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - started
+            try:
+                yield
+            finally:
+                self._seconds += time.perf_counter() - started
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        yield
-        end.record()
-        self._pending.append((begin, end))
+        try:
+            yield
+        finally:
+            end.record()
+            self._pending.append((begin, end))
 
     def work(self) -> ForwardWork:
         """All passes so far; waits for a CUDA device."""

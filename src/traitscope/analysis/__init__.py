@@ -1,0 +1,1 @@
+"""Questions asked of captures: pure functions from arrays to arrays."""
