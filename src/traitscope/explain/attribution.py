@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from traitscope.analysis.attribution import head_writes, neuron_writes, spread_over_experts
+from traitscope.analysis.attribution import head_writes, neuron_writes
 from traitscope.checkpoints import Checkpoint
+from traitscope.explain.terms import (
+    Attribution,
+    BlockKind,
+    BlockTerms,
+    HeadTerms,
+    NeuronTerms,
+    NeutralBlock,
+    NeutralMeans,
+    activations_of,
+    array,
+)
 from traitscope.model.blocks import Block
 from traitscope.model.internals import LayerInternals, open_layers
 from traitscope.model.loading import LanguageModel
@@ -18,106 +27,23 @@ from traitscope.model.pullback import PulledBack, pull_back
 from traitscope.model.watch import watch
 from traitscope.traits.vectors import TraitVectors
 
-BlockKind = Literal["attention", "mlp"]
-
-
-@dataclass(frozen=True)
-class HeadTerms:
-    """Attention split up. ``terms`` is ``[n_traits, heads, n, seq]`` over the tokens that were read.
-
-    ``pattern`` is ``[heads, n, seq]`` and ``sink`` ``[heads, n]`` (None without sinks), the attention weights.
-    """
-
-    terms: np.ndarray
-    pattern: np.ndarray
-    sink: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class NeuronTerms:
-    """An MLP split up. ``terms`` is ``[n_traits, n, n_neurons]``, ``activations`` ``[n, n_neurons]``.
-
-    With experts, neuron i of expert e is number ``e * per_expert + i`` and its activation is weighted by the router.
-    """
-
-    terms: np.ndarray
-    activations: np.ndarray
-    per_expert: int | None
-
-
-@dataclass(frozen=True)
-class BlockTerms:
-    """One block's write towards every trait, float64.
-
-    Attributes:
-        checkpoint: index of the checkpoint behind the block.
-        write: ``[n_traits, n]``, what the block added · the trait's reader at R.
-        parts: its heads or neurons, or None where ``problem`` says why it cannot be split.
-        bias: ``[n_traits, n]``, what is no head's or neuron's.
-    """
-
-    layer: int
-    kind: BlockKind
-    checkpoint: int
-    write: np.ndarray
-    parts: HeadTerms | NeuronTerms | None
-    bias: np.ndarray
-    problem: str | None
-
-    @property
-    def name(self) -> str:
-        return f"layer {self.layer} {'MLP' if self.kind == 'mlp' else self.kind}"
-
-    def flat_parts(self) -> np.ndarray | None:
-        """All parts with the bias as the last of them: ``[n_traits, n, n_parts]``."""
-        if self.parts is None:
-            return None
-        terms = self.parts.terms
-        if isinstance(self.parts, HeadTerms):
-            terms = terms.transpose(0, 2, 1, 3).reshape(terms.shape[0], terms.shape[2], -1)
-        return np.concatenate([terms, self.bias[..., None]], axis=-1)
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """Trait scores at their readouts as sums.
-
-    Attributes:
-        positions: the ``n`` positions that were asked for.
-        readouts: index of each trait's R.
-        start: ``[n_traits, n]``, ``resid_pre.0`` · reader at R.
-        blocks: in the order of the forward pass; a trait's are those whose checkpoint is not behind its R.
-        score: ``[n_traits, n]``, state at R · reader at R, of the same pass.
-    """
-
-    traits: tuple[str, ...]
-    positions: tuple[int, ...]
-    readouts: tuple[int, ...]
-    start: np.ndarray
-    blocks: tuple[BlockTerms, ...]
-    score: np.ndarray
-
-    def blocks_of(self, trait: int) -> list[BlockTerms]:
-        """The blocks that wrote to a trait before its readout."""
-        return [block for block in self.blocks if block.checkpoint <= self.readouts[trait]]
-
-    def block_parts(self, trait: int) -> np.ndarray:
-        """The terms of a trait's score: ``[n, 1 + n_blocks]``, ``resid_pre.0`` first."""
-        return np.stack([self.start[trait], *(block.write[trait] for block in self.blocks_of(trait))], axis=-1)
-
 
 def attribute(
     model: LanguageModel,
     token_ids: Sequence[int],
     vectors: Sequence[TraitVectors],
     positions: Sequence[int] | None = None,
+    neutral: NeutralMeans | None = None,
 ) -> Attribution:
     """Split the scores of ``vectors`` at ``positions`` (None for all) of a text into their exact terms.
+
+    Args:
+        neutral: of ``neutral_means``, to have each term's neutral mean beside it.
 
     Raises:
         RuntimeError: attention of some layer is not what it is known as.
     """
-    positions = tuple(range(len(token_ids)) if positions is None else positions)
+    asked = list(range(len(token_ids)) if positions is None else positions)
     readouts = tuple(vector.readout for vector in vectors)
     directions = torch.stack([vector.reader[vector.readout] for vector in vectors])
     checkpoints = model.anatomy.checkpoints
@@ -126,18 +52,16 @@ def attribute(
 
     def observe(checkpoint: int, state: torch.Tensor) -> None:
         if checkpoint == 0 or checkpoint in readouts:
-            states[checkpoint] = _dotted(state[list(positions)], directions)
+            states[checkpoint] = _dotted(state[asked], directions)
 
-    def split(internals: LayerInternals) -> None:
-        blocks.extend(_split_layer(model, internals, directions, positions))
-
+    splitter = _Splitter(model, directions, asked, neutral or {})
     last = max(checkpoints[readout].layer for readout in readouts)
     wanted = {layer: _needed(model, layer) for layer in range(last + 1)}
     with watch(model.module, model.anatomy, observe):
-        open_layers(model, token_ids, wanted, split, positions=positions)
+        open_layers(model, token_ids, wanted, lambda opened: blocks.extend(splitter.layer(opened)), positions=asked)
     return Attribution(
         traits=tuple(vector.trait for vector in vectors),
-        positions=positions,
+        positions=tuple(asked),
         readouts=readouts,
         start=states[0],
         blocks=tuple(blocks),
@@ -147,7 +71,11 @@ def attribute(
 
 def _dotted(states: torch.Tensor, directions: torch.Tensor) -> np.ndarray:
     """``[n_directions, n]`` float64 of states ``[n, d_model]``."""
-    return directions.numpy().astype(np.float64) @ states.float().cpu().numpy().astype(np.float64).T
+    return _float64(directions) @ _float64(states).T
+
+
+def _float64(tensor: torch.Tensor) -> np.ndarray:
+    return array(tensor).astype(np.float64)
 
 
 def _needed(model: LanguageModel, layer: int) -> set[str]:
@@ -161,46 +89,84 @@ def _needed(model: LanguageModel, layer: int) -> set[str]:
     return needed
 
 
-def _split_layer(
-    model: LanguageModel, internals: LayerInternals, directions: torch.Tensor, positions: Sequence[int]
-) -> list[BlockTerms]:
-    found = model.blocks[internals.layer]
-    terms = []
-    if found.attention is not None:
-        parts, bias = None, None
-        if found.attention.problem is None:
-            parts, bias = _heads(pull_back(model, found.attention, directions), internals, positions)
-        terms.append(_block(model, internals, "attention", found.attention, directions, positions, parts, bias))
-    if found.mlp is not None:
-        parts, bias = None, None
-        if found.mlp.problem is None:
-            parts, bias = _neurons(pull_back(model, found.mlp, directions), internals, positions)
-        terms.append(_block(model, internals, "mlp", found.mlp, directions, positions, parts, bias))
-    return terms
+class _Splitter:
+    """Turns opened layers into the terms of their blocks."""
+
+    def __init__(
+        self, model: LanguageModel, directions: torch.Tensor, positions: list[int], neutral: NeutralMeans
+    ) -> None:
+        self._model, self._directions, self._positions, self._neutral = model, directions, positions, neutral
+
+    def layer(self, internals: LayerInternals) -> list[BlockTerms]:
+        found = self._model.blocks[internals.layer]
+        terms = []
+        if found.attention is not None:
+            terms.append(self._block(internals, "attention", found.attention, internals.attn_out, self._heads))
+        if found.mlp is not None:
+            terms.append(self._block(internals, "mlp", found.mlp, internals.mlp_out, self._neurons))
+        return terms
+
+    def _block(
+        self,
+        internals: LayerInternals,
+        kind: BlockKind,
+        block: Block,
+        added: torch.Tensor | None,
+        split: Callable[..., tuple[HeadTerms | NeuronTerms, np.ndarray]],
+    ) -> BlockTerms:
+        assert added is not None
+        write = _dotted(added[self._positions], self._directions)
+        parts, bias, neutral_bias = None, np.zeros_like(write), None
+        neutral = self._neutral.get((internals.layer, kind))
+        if block.problem is None:
+            pulled = pull_back(self._model, block, self._directions)
+            parts, bias = split(pulled, internals, neutral)
+            neutral_bias = None if neutral is None else _weighted_bias(pulled, neutral.bias)
+        return BlockTerms(
+            layer=internals.layer,
+            kind=kind,
+            checkpoint=_checkpoint_behind(self._model, internals.layer, kind),
+            write=write,
+            parts=parts,
+            bias=bias,
+            problem=block.problem,
+            neutral_write=None if neutral is None else _float64(self._directions) @ neutral.added,
+            neutral_bias=neutral_bias,
+        )
+
+    def _heads(
+        self, pulled: PulledBack, internals: LayerInternals, neutral: NeutralBlock | None
+    ) -> tuple[HeadTerms, np.ndarray]:
+        scale = array(internals.attn_scale)[self._positions]
+        pattern = array(internals.pattern)
+        terms = head_writes(pattern, array(internals.v), pulled.weights, scale)
+        sink = None if internals.sink is None else array(internals.sink)
+        means = None
+        if neutral is not None:
+            means = _neutral_inputs(pulled, neutral).reshape(len(terms), len(pattern), -1).sum(axis=-1)
+        return HeadTerms(terms, pattern, sink, means), _weighted_bias(pulled, scale[:, None])
+
+    def _neurons(
+        self, pulled: PulledBack, internals: LayerInternals, neutral: NeutralBlock | None
+    ) -> tuple[NeuronTerms, np.ndarray]:
+        scale = array(internals.mlp_scale)[self._positions]
+        activations, experts = activations_of(internals, self._positions, pulled.n_experts)
+        terms = neuron_writes(activations, pulled.weights, scale)
+        means = None if neutral is None else _neutral_inputs(pulled, neutral)
+        per_expert = None if pulled.n_experts is None else activations.shape[1] // pulled.n_experts
+        bias_scale = scale[:, None] if experts is None else experts * scale[:, None]
+        return NeuronTerms(terms, activations, per_expert, means), _weighted_bias(pulled, bias_scale)
 
 
-def _block(
-    model: LanguageModel,
-    internals: LayerInternals,
-    kind: BlockKind,
-    block: Block,
-    directions: torch.Tensor,
-    positions: Sequence[int],
-    parts: HeadTerms | NeuronTerms | None,
-    bias: np.ndarray | None,
-) -> BlockTerms:
-    added = internals.attn_out if kind == "attention" else internals.mlp_out
-    assert added is not None
-    write = _dotted(added[list(positions)], directions)
-    return BlockTerms(
-        layer=internals.layer,
-        kind=kind,
-        checkpoint=_checkpoint_behind(model, internals.layer, kind),
-        write=write,
-        parts=parts,
-        bias=np.zeros_like(write) if bias is None else bias,
-        problem=block.problem,
-    )
+def _neutral_inputs(pulled: PulledBack, neutral: NeutralBlock) -> np.ndarray:
+    """Mean write of each input of a projection: ``[n_directions, n_inputs]``."""
+    return pulled.weights.astype(np.float64) * neutral.inputs
+
+
+def _weighted_bias(pulled: PulledBack, scale: np.ndarray) -> np.ndarray:
+    """What the bias adds: ``[n_directions, ...]`` of scales ``[..., 1]``, or ``[..., n_experts]`` for experts."""
+    bias = pulled.bias.astype(np.float64)
+    return (bias if pulled.n_experts is not None else bias[:, None]) @ scale.T.astype(np.float64)
 
 
 def _checkpoint_behind(model: LanguageModel, layer: int, kind: BlockKind) -> int:
@@ -208,42 +174,3 @@ def _checkpoint_behind(model: LanguageModel, layer: int, kind: BlockKind) -> int
     return model.anatomy.checkpoints.index(
         Checkpoint(layer, "resid_mid" if kind == "attention" and has_mid else "resid_post")
     )
-
-
-def _heads(pulled: PulledBack, internals: LayerInternals, positions: Sequence[int]) -> tuple[HeadTerms, np.ndarray]:
-    scale = array(internals.attn_scale)[list(positions)]
-    pattern = array(internals.pattern)
-    terms = head_writes(pattern, array(internals.v), pulled.weights, scale)
-    sink = None if internals.sink is None else array(internals.sink)
-    return HeadTerms(terms, pattern, sink), pulled.bias[:, None].astype(np.float64) * scale
-
-
-def _neurons(pulled: PulledBack, internals: LayerInternals, positions: Sequence[int]) -> tuple[NeuronTerms, np.ndarray]:
-    scale = array(internals.mlp_scale)[list(positions)]
-    activations, expert_weights = activations_of(internals, positions, pulled.bias)
-    terms = neuron_writes(activations, pulled.weights, scale)
-    if expert_weights is None:
-        return NeuronTerms(terms, activations, None), pulled.bias[:, None].astype(np.float64) * scale
-    bias = pulled.bias.astype(np.float64) @ expert_weights.T * scale
-    return NeuronTerms(terms, activations, pulled.weights.shape[1] // pulled.bias.shape[1]), bias
-
-
-def activations_of(
-    internals: LayerInternals, positions: Sequence[int], bias: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Activations ``[n, n_neurons]`` of a layer's neurons; with experts also each expert's weight ``[n, n_experts]``.
-
-    ``bias`` is that of the pulled-back projection: it tells the number of experts.
-    """
-    neurons = array(internals.neurons)[list(positions)]
-    if internals.experts is None or internals.router is None:
-        return neurons, None
-    chosen = internals.experts.cpu().numpy()[list(positions)]
-    router = array(internals.router)[list(positions)]
-    return spread_over_experts(neurons, chosen, router, bias.shape[1])
-
-
-def array(tensor: torch.Tensor | None) -> np.ndarray:
-    """A tensor as a float32 array on the CPU."""
-    assert tensor is not None
-    return tensor.float().cpu().numpy()

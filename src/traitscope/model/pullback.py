@@ -21,10 +21,12 @@ class PulledBack:
         weights: ``[n_directions, n_inputs]``, what one unit of each input adds to ``stream · direction``, before the
             block's scale. Inputs are the concatenated heads, the neurons, or the neurons of one expert after another.
         bias: ``[n_directions]``, what the bias adds; ``[n_directions, n_experts]`` for experts.
+        n_experts: of a mixture of experts, else None.
     """
 
     weights: np.ndarray
     bias: np.ndarray
+    n_experts: int | None
 
 
 def pull_back(model: LanguageModel, block: Block, directions: torch.Tensor) -> PulledBack:
@@ -46,4 +48,12 @@ def pull_back(model: LanguageModel, block: Block, directions: torch.Tensor) -> P
             biases = at.new_zeros(len(at), *weight.shape[:-2])
         else:
             biases = torch.einsum("ko,...o->k...", at, bias.float())
-    return PulledBack(pulled.cpu().numpy(), biases.cpu().numpy())
+    return PulledBack(pulled.cpu().numpy(), biases.cpu().numpy(), n_experts_of(model, block))
+
+
+def n_experts_of(model: LanguageModel, block: Block) -> int | None:
+    """How many experts a block has; None for a plain MLP or attention."""
+    if not block.experts:
+        return None
+    assert block.projection is not None
+    return down_projections(model.module.get_submodule(block.projection))[0].shape[0]

@@ -12,8 +12,8 @@ from traitscope.model.capture import ReaderBank, Trace
 from traitscope.model.decode import decode
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling
-from traitscope.suite.rendering import PromptStyle, Rendered, render
-from traitscope.suite.tokens import TokenDescriber
+from traitscope.suite.rendering import PromptStyle, render
+from traitscope.suite.tokens import TokenDescriber, TokenRows
 from traitscope.traits.scenarios import NeutralPrompts
 from traitscope.traits.vectors import Calibration
 
@@ -23,10 +23,46 @@ _LEAST_RELATIVE_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True)
-class _Reply:
-    trace: Trace
-    last_prompt_position: int
-    content: np.ndarray
+class NeutralReply:
+    """One greedy reply to a neutral prompt: its tokens, the prompt's first, and what was captured of them."""
+
+    tokens: TokenRows
+    n_prompt: int
+    trace: Trace | None
+
+    @property
+    def content(self) -> np.ndarray:
+        """Positions that count: ``[n_content]``."""
+        return np.flatnonzero(self.tokens.content())
+
+
+def neutral_replies(
+    model: LanguageModel,
+    neutral: NeutralPrompts,
+    style: PromptStyle,
+    bank: ReaderBank | None = None,
+    on_text: Callable[[], None] = lambda: None,
+) -> list[NeutralReply]:
+    """The model's greedy replies to the neutral prompts that have any content, captured with ``bank`` if given."""
+    prompts = [render(model.tokenizer, [{"role": "user", "content": text}], style) for text in neutral.prompts]
+    prompts.sort(key=lambda prompt: len(prompt.token_ids), reverse=True)
+    describer = TokenDescriber(model.tokenizer)
+    replies: list[NeutralReply] = []
+    for start in range(0, len(prompts), _BATCH):
+        batch = prompts[start : start + _BATCH]
+        decoded = decode(
+            model,
+            [prompt.token_ids for prompt in batch],
+            max_new_tokens=NEUTRAL_TOKENS,
+            sampling=Sampling(),
+            seeds=[0] * len(batch),
+            bank=bank,
+        )
+        for prompt, row in zip(batch, decoded, strict=True):
+            tokens = describer.rows(prompt, row.response_ids)
+            replies.append(NeutralReply(tokens, len(prompt.token_ids), row.trace))
+            on_text()
+    return [reply for reply in replies if len(reply.content)]
 
 
 def calibrate(
@@ -37,42 +73,16 @@ def calibrate(
     on_text: Callable[[], None] = lambda: None,
 ) -> list[Calibration]:
     """Statistics of every trait of ``bank`` over the model's replies to the neutral prompts."""
-    prompts = [render(model.tokenizer, [{"role": "user", "content": text}], style) for text in neutral.prompts]
-    prompts.sort(key=lambda prompt: len(prompt.token_ids), reverse=True)
-    replies: list[_Reply] = []
-    for start in range(0, len(prompts), _BATCH):
-        batch = prompts[start : start + _BATCH]
-        replies += _replies(model, bank, batch)
-        for _ in batch:
-            on_text()
-    return [_statistics(replies, trait, readout) for trait, readout in enumerate(bank.readouts)]
+    replies = neutral_replies(model, neutral, style, bank, on_text)
+    captured = [(reply, reply.trace) for reply in replies if reply.trace is not None]
+    return [_statistics(captured, trait, readout) for trait, readout in enumerate(bank.readouts)]
 
 
-def _replies(model: LanguageModel, bank: ReaderBank, prompts: Sequence[Rendered]) -> list[_Reply]:
-    describer = TokenDescriber(model.tokenizer)
-    decoded = decode(
-        model,
-        [prompt.token_ids for prompt in prompts],
-        max_new_tokens=NEUTRAL_TOKENS,
-        sampling=Sampling(),
-        seeds=[0] * len(prompts),
-        bank=bank,
-    )
-    replies = []
-    for prompt, row in zip(prompts, decoded, strict=True):
-        tokens = describer.rows(prompt, row.response_ids)
-        content = np.flatnonzero(tokens.content())
-        assert row.trace is not None
-        if len(content):
-            replies.append(_Reply(row.trace, len(prompt.token_ids) - 1, content))
-    return replies
-
-
-def _statistics(replies: Sequence[_Reply], trait: int, readout: int) -> Calibration:
-    at_last = np.stack([reply.trace.scores[:, reply.last_prompt_position, trait] for reply in replies], axis=1)
-    at_content = [reply.trace.scores[:, reply.content, trait] for reply in replies]
-    writes = np.concatenate([reply.trace.writes()[:, reply.content, trait] for reply in replies], axis=1)
-    norms = np.concatenate([reply.trace.norms[:, reply.content] for reply in replies], axis=1)
+def _statistics(replies: Sequence[tuple[NeutralReply, Trace]], trait: int, readout: int) -> Calibration:
+    at_last = np.stack([trace.scores[:, reply.n_prompt - 1, trait] for reply, trace in replies], axis=1)
+    at_content = [trace.scores[:, reply.content, trait] for reply, trace in replies]
+    writes = np.concatenate([trace.writes()[:, reply.content, trait] for reply, trace in replies], axis=1)
+    norms = np.concatenate([trace.norms[:, reply.content] for reply, trace in replies], axis=1)
     regions = {
         "prompt_last": at_last,
         "response_token": np.concatenate(at_content, axis=1),
