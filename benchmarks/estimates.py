@@ -79,7 +79,7 @@ def child(step: str, *arguments: str) -> None:
         return
     prepared = prepare(load_suite(arguments[0]), device="cpu")
     if step == "plan":
-        print(json.dumps(describe_plan(prepared, None)["estimate"]))
+        print(json.dumps(describe_plan(prepared, None, Path("runs"))["estimate"]))
         return
     # An ordinary run times the model, if it never was; that it loads the model itself is part of what is remembered.
     model = None if step == "time" else replace(load_model(device="cpu"), eos_token_ids=frozenset())

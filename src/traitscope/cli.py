@@ -381,7 +381,7 @@ def _show_plan(prepared: Prepared, batch_size: int | None, as_json: bool) -> Non
         from traitscope.report.terminal import print_plan
         from traitscope.run.describe_plan import describe_plan
 
-        described = describe_plan(prepared, batch_size)
+        described = describe_plan(prepared, batch_size, _DEFAULT_OUT)
     if as_json:
         _print_json(described)
     else:

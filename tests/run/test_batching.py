@@ -31,7 +31,13 @@ def test_every_generation_is_in_one_batch_of_one_shard(
         assert 1 <= len(batch) <= width
         assert len({task.sampling for task in batch}) == 1
         assert [task.n_prompt for task in batch] == sorted((task.n_prompt for task in batch), reverse=True)
-    shards = make_shards(batches, ["long"], shard_size=shard_size, seconds_per_batch=seconds, bytes_per_position=1000)
+    shards = make_shards(
+        batches,
+        ["long"],
+        shard_size=shard_size,
+        seconds_per_batch=seconds,
+        bytes_of=lambda task: 1000 * (task.n_prompt + 10),
+    )
     found = [generation for shard in shards for batch in shard.batches for generation in batch]
     assert sorted(found) == sorted(task.id for task in asked)
     assert [shard.too_long for shard in shards] == [("long",), *[()] * (len(shards) - 1)]
@@ -39,10 +45,10 @@ def test_every_generation_is_in_one_batch_of_one_shard(
 
 def test_a_shard_is_closed_before_its_captures_fill_the_memory() -> None:
     batches = make_batches([_task(number, 90, 0.0) for number in range(100)], 10)
-    shards = make_shards(batches, [], shard_size=None, seconds_per_batch=0.001, bytes_per_position=12_000_000 // 2000)
+    shards = make_shards(batches, [], shard_size=None, seconds_per_batch=0.001, bytes_of=lambda _task: 12_000_000 // 20)
     assert [shard.n_generations for shard in shards] == [20] * 5
 
 
 def test_a_run_of_nothing_but_long_prompts_has_a_shard_that_records_them() -> None:
-    (shard,) = make_shards([], ["a", "b"], shard_size=None, seconds_per_batch=None, bytes_per_position=1)
+    (shard,) = make_shards([], ["a", "b"], shard_size=None, seconds_per_batch=None, bytes_of=lambda _task: 1)
     assert (shard.batches, shard.too_long) == ((), ("a", "b"))

@@ -74,7 +74,7 @@ def test_context_makes_steps_and_prefill_longer() -> None:
 def test_shared_tokens_are_paid_once_in_the_estimate() -> None:
     prefix = list(range(40))
     tasks = [_task(n, [*prefix, 100 + n, 7]) for n in range(4)]
-    seconds = generation_seconds(_pace(), tasks, make_batches(tasks, 4))
+    seconds = generation_seconds(_pace(), tasks, make_batches(tasks, 4), 3)
     prefix_once, rests, steps = 40 * 0.1, 1.2, 10 * 1.2  # the rests are so short that they cost a step
     assert seconds == pytest.approx(prefix_once + rests + steps)
 
@@ -85,7 +85,7 @@ def test_the_estimate_counts_the_tokens_that_the_forward_passes_then_read(tiny: 
     tasks = [_task(n, [*prefix, *range(110, 112 + 2 * n)], 6) for n in range(4)]
     tasks.append(tasks[0])
     per_token = _pace(widths=(1, 5), step_seconds=(1.0, 5.0), prefill_seconds=1.0)
-    predicted = generation_seconds(per_token, tasks, [tuple(tasks)])
+    predicted = generation_seconds(per_token, tasks, [tuple(tasks)], 3)
     before = model.meter.work()
     Engine(model, random_bank(model), run_prefix=run_prefix(tasks)).run_batch(tasks)
     work = model.meter.work() - before

@@ -17,6 +17,10 @@ def shard_file(run_dir: Path, shard: int, table: str) -> Path:
     return run_dir / "shards" / f"{shard:04d}.{table}.parquet"
 
 
+def internals_file(run_dir: Path, shard: int) -> Path:
+    return run_dir / "shards" / f"{shard:04d}.internals.safetensors"
+
+
 def done_file(run_dir: Path, shard: int) -> Path:
     return run_dir / "shards" / f"{shard:04d}.done.json"
 

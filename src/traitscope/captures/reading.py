@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from traitscope.captures.calibration import TraitCalibration, read_calibration
 from traitscope.captures.files import committed_shards, read_frozen_plan, shard_file
+from traitscope.captures.internals import OpenLayer, ReadTensor, open_layer, stored_tensors
 from traitscope.captures.schema import SHARD_TABLES, shard_schema
 from traitscope.checkpoints import Checkpoint, checkpoint_index
 from traitscope.errors import InputError, near_names
@@ -37,7 +38,13 @@ def open_run(path: str | Path) -> Run:
     frames["generations"] = frames["generations"].unique("generation", keep="last", maintain_order=True)
     frames["prompts"] = pl.scan_parquet(run_dir / "prompts.parquet")
     frames["captures"] = pl.scan_parquet(run_dir / "captures.parquet")
-    return Run(frames, traits, tuple(plan["checkpoints"]), title=str(run_dir))
+    return Run(
+        frames,
+        traits,
+        tuple(plan["checkpoints"]),
+        title=str(run_dir),
+        open_tensors=lambda: stored_tensors(run_dir, shards),
+    )
 
 
 def _scan(run_dir: Path, shards: Sequence[int], table: str, traits: Sequence[str]) -> pl.LazyFrame:
@@ -73,6 +80,7 @@ class Run:
         checkpoints: tuple[str, ...],
         *,
         title: str,
+        open_tensors: Callable[[], Mapping[str, ReadTensor]] = dict,
     ) -> None:
         self.generations = frames["generations"]
         self.tokens = frames["tokens"]
@@ -83,6 +91,7 @@ class Run:
         self.traits = dict(traits)
         self.checkpoints = checkpoints
         self.title = title
+        self._open_tensors = open_tensors
 
     def checkpoint(self, layer: int, site: str = "resid_post") -> str:
         """The stored name of a state; ``resid_pre.l`` is stored as ``resid_post.(l-1)``.
@@ -92,6 +101,18 @@ class Run:
         """
         known = [Checkpoint.from_name(name) for name in self.checkpoints]
         return self.checkpoints[checkpoint_index(known, layer, site)]
+
+    def internals(self, generation: str, layer: int) -> OpenLayer:
+        """One layer of a generation, fully open: ``run.internals(generation, 15).pattern``.
+
+        Negative layers count from the end. Each tensor is read when it is asked for.
+
+        Raises:
+            InputError: that layer was not opened for that generation.
+        """
+        n_layers = 1 + max(Checkpoint.from_name(name).layer for name in self.checkpoints)
+        absolute = layer + n_layers if layer < 0 else layer
+        return open_layer(self._open_tensors(), generation, absolute, self.title)
 
     def score(
         self,
@@ -200,7 +221,8 @@ class Run:
         return (
             f"Run({self.title}: {status}; {len(self.traits)} traits at {len(self.checkpoints)} checkpoints)\n"
             f"  traits: {', '.join(f'{t.trait} (R = {t.readout})' for t in self.traits.values())}\n"
-            "  .generations .tokens .scores .writes .prompts .captures  .score(trait)  .to_xarray(generation)"
+            "  .generations .tokens .scores .writes .prompts .captures\n"
+            "  .score(trait)  .to_xarray(generation)  .internals(generation, layer)"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 SHARD_TABLES = ("generations", "tokens", "scores", "writes")
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -41,6 +41,7 @@ CAPTURES = pa.schema(
         ("kind", pa.string()),
         ("layers", pa.list_(pa.int32())),
         ("traits", pa.list_(pa.string())),
+        ("keep", pa.list_(pa.string())),
     ]
 )
 

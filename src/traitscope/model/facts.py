@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,13 @@ class ModelFacts:
     n_layers: int
     d_model: int
     d_mlp: int
+    n_heads: int
     n_kv_heads: int
     d_head: int
     vocab_size: int
     tied_head: bool
+    n_neurons: int
+    """Neurons of one layer that say something about one token: of all its chosen experts, or ``d_mlp``."""
 
     def weight_bytes(self, itemsize: int) -> int:
         return self.n_parameters * itemsize
@@ -36,6 +40,20 @@ class ModelFacts:
         head = self.vocab_size * self.d_model
         embeddings = head * (1 if self.tied_head else 2)
         return 2 * ((self.n_parameters - embeddings) * n_tokens + head * n_logit_rows)
+
+    def open_layer_values(self, names: Iterable[str], n_tokens: int) -> int:
+        """How many numbers the named tensors of one open layer hold."""
+        per_token = {
+            "q": self.n_heads * self.d_head,
+            "k": self.n_kv_heads * self.d_head,
+            "v": self.n_kv_heads * self.d_head,
+            "pattern": self.n_heads * n_tokens,
+            "head_out": self.n_heads * self.d_head,
+            "neurons": self.n_neurons,
+            "attn_out": self.d_model,
+            "mlp_out": self.d_model,
+        }
+        return n_tokens * sum(per_token[name] for name in names)
 
     def bytes_per_row(self, n_tokens: int, itemsize: int, n_read: int | None = None) -> int:
         """Working memory of one row of a batch: cache, one block's activations of the ``n_read`` tokens that a
@@ -67,8 +85,17 @@ def facts_of_module(module: Any) -> ModelFacts:
         n_layers=int(config.num_hidden_layers),
         d_model=d_model,
         d_mlp=int(d_mlp),
+        n_heads=n_heads,
         n_kv_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
         d_head=int(getattr(config, "head_dim", None) or d_model // n_heads),
         vocab_size=int(config.vocab_size),
         tied_head=bool(getattr(config, "tie_word_embeddings", True)),
+        n_neurons=_n_neurons(config, int(d_mlp)),
     )
+
+
+def _n_neurons(config: Any, d_mlp: int) -> int:
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if not chosen:
+        return d_mlp
+    return int(chosen) * int(getattr(config, "moe_intermediate_size", None) or d_mlp)

@@ -17,9 +17,8 @@ from traitscope.model.experts import ExpertsCall, neurons_of
 from traitscope.model.loading import LanguageModel
 from traitscope.model.replay import replay
 from traitscope.model.tensors import nth_wide_tensor
+from traitscope.tensor_names import EVERY_STORED
 
-TENSORS = ("q", "k", "v", "pattern", "head_out", "neurons", "attn_out", "mlp_out")
-"""What can be kept of a layer, see ``LayerInternals``."""
 _OF_ATTENTION = ("q", "k", "v", "pattern")
 
 
@@ -59,8 +58,7 @@ class LayerInternals:
 
     def kept(self) -> dict[str, torch.Tensor]:
         """The tensors that a run keeps, by name, on the device where they were computed."""
-        names = (*TENSORS, "sink", "experts", "router")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in EVERY_STORED if getattr(self, name) is not None}
 
 
 def refuse_unreadable(model: LanguageModel, wanted: Mapping[int, Collection[str]]) -> None:
@@ -96,7 +94,7 @@ def open_layers(
     """Replay ``token_ids`` up to the last of the wanted layers and hand over each when it has run.
 
     Args:
-        wanted: names of ``TENSORS`` by layer.
+        wanted: names of ``tensor_names.TENSORS`` by layer.
         emit: called once a layer, in order; the tensors are on the model's device and in its dtype unless
             ``LayerInternals`` says otherwise.
         positions: whose rows of ``pattern`` are computed; None for all.

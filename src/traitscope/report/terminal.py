@@ -157,7 +157,7 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
             f"weights {human_bytes(sizes['weights'])}, cache at most {human_bytes(sizes['cache'])}, "
             f"scores of a batch {human_bytes(sizes['scores'])}, in all about {human_bytes(sizes['peak'])}",
         ),
-        ("disk", f"at most about {human_bytes(sizes['disk'])}"),
+        ("disk", _disk_cell(sizes)),
         ("time", _time_cell(described)),
         *((f"  with {case['what']}", _what_if_cell(case)) for case in described["what_ifs"]),
         (
@@ -170,6 +170,11 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
     for name, value in rows:
         table.add_row(name, Text(value))
     console.print(table)
+
+
+def _disk_cell(sizes: Mapping[str, int]) -> str:
+    opened = f", {human_bytes(sizes['internals'])} of it open layers" if sizes["internals"] else ""
+    return f"at most about {human_bytes(sizes['disk'])}{opened}"
 
 
 def _time_cell(described: Mapping[str, Any]) -> str:

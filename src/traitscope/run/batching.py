@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -21,6 +21,7 @@ _USABLE_MEMORY = 0.5
 _SHARD_SECONDS = 90.0
 _SHARD_BYTES = 12_000_000  # twice that is held: one shard is written beside the next
 
+_OPENED_BYTES = 256_000_000
 
 Batch = tuple[GenerationTask, ...]
 """Generations that are computed together."""
@@ -67,8 +68,16 @@ def run_prefix(tasks: Iterable[GenerationTask]) -> tuple[int, ...]:
     return common_prefix([task.prompt.token_ids for task in tasks if task.response_ids is None])
 
 
-def make_batches(tasks: Sequence[GenerationTask], width: int) -> list[Batch]:
-    """Batches of at most ``width`` rows with equal settings, longest prompts first, about equally wide."""
+def make_batches(
+    tasks: Sequence[GenerationTask],
+    width: int,
+    opened_bytes: Callable[[GenerationTask], int] = lambda _task: 0,
+) -> list[Batch]:
+    """Batches of at most ``width`` rows with equal settings, longest prompts first, about equally wide.
+
+    A batch whose open layers take too much (``opened_bytes`` of each task) is cut, as they are held until it is
+    committed.
+    """
 
     def settings(task: GenerationTask) -> tuple[Any, ...]:
         sampling = task.sampling
@@ -81,8 +90,16 @@ def make_batches(tasks: Sequence[GenerationTask], width: int) -> list[Batch]:
         rows = list(group)
         n_batches = math.ceil(len(rows) / width)
         even = math.ceil(len(rows) / n_batches)
-        batches += [tuple(rows[start : start + even]) for start in range(0, len(rows), even)]
+        for start in range(0, len(rows), even):
+            batches += _cut(tuple(rows[start : start + even]), opened_bytes)
     return batches
+
+
+def _cut(batch: Batch, opened_bytes: Callable[[GenerationTask], int]) -> list[Batch]:
+    if len(batch) == 1 or sum(map(opened_bytes, batch)) <= _OPENED_BYTES:
+        return [batch]
+    half = (len(batch) + 1) // 2
+    return _cut(batch[:half], opened_bytes) + _cut(batch[half:], opened_bytes)
 
 
 def make_shards(
@@ -91,12 +108,12 @@ def make_shards(
     *,
     shard_size: int | None,
     seconds_per_batch: float | None,
-    bytes_per_position: int,
+    bytes_of: Callable[[GenerationTask], int],
 ) -> list[Shard]:
     """Whole batches until a shard holds ``shard_size`` generations.
 
-    Without a size, until it is about a minute and a half of work or its captures, which stay in memory until
-    the commit, reach some megabytes; one batch a shard where the time is not known.
+    Without a size, until it is about a minute and a half of work or its captures (``bytes_of`` each task), which
+    stay in memory until the commit, reach some megabytes; one batch a shard where the time is not known.
     """
     shards: list[Shard] = []
     waiting: list[Batch] = []
@@ -105,8 +122,7 @@ def make_shards(
         tasks = [task for batch in waiting for task in batch]
         if shard_size is not None:
             return len(tasks) >= shard_size
-        n_positions = sum(task.n_prompt + task.most_response_tokens for task in tasks)
-        if seconds_per_batch is None or n_positions * bytes_per_position >= _SHARD_BYTES:
+        if seconds_per_batch is None or sum(map(bytes_of, tasks)) >= _SHARD_BYTES:
             return True
         return len(waiting) * seconds_per_batch >= _SHARD_SECONDS
 

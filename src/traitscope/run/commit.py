@@ -11,15 +11,19 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save
 
 from traitscope.atomic import is_dead_temporary, write_atomically
-from traitscope.captures.files import committed_shards, done_file, shard_file
+from traitscope.captures.files import committed_shards, done_file, internals_file, shard_file
 from traitscope.captures.integrity import sha256_of
 from traitscope.errors import RunError
 
 
-def commit_shard(run_dir: Path, shard: int, tables: Mapping[str, pa.Table]) -> None:
-    """Write a shard's tables, then the ``.done.json`` that makes them count.
+def commit_shard(
+    run_dir: Path, shard: int, tables: Mapping[str, pa.Table], internals: Mapping[str, torch.Tensor]
+) -> None:
+    """Write a shard's tables and its open layers' tensors, then the ``.done.json`` that makes them count.
 
     Raises:
         RunError: the disk is full or cannot be written; nothing that was committed is touched.
@@ -28,12 +32,22 @@ def commit_shard(run_dir: Path, shard: int, tables: Mapping[str, pa.Table]) -> N
     for name, table in tables.items():
         path = shard_file(run_dir, shard, name)
         write_table(path, table)
-        files[path.name] = {
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of(path),
-            "rows": table.num_rows,
-        }
+        files[path.name] = {**_fingerprint(path), "rows": table.num_rows}
+    if internals:
+        path = internals_file(run_dir, shard)
+        write_tensors(path, internals)
+        files[path.name] = {**_fingerprint(path), "tensors": len(internals)}
     write_json(done_file(run_dir, shard), {"shard": shard, "files": files})
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write one safetensors file under a temporary name, then rename."""
+    content = save(dict(tensors))
+    _write(path, lambda file: file.write(content))
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -90,9 +104,10 @@ def remove_leftovers(run_dir: Path) -> list[Path]:
     """
     committed = set(committed_shards(run_dir))
     leftovers = [path for path in _files_below(run_dir) if is_dead_temporary(path)]
-    for path in (run_dir / "shards").glob("*.parquet"):
-        if int(path.name.split(".", 1)[0]) not in committed:
-            leftovers.append(path)
+    for pattern in ("*.parquet", "*.safetensors"):
+        for path in (run_dir / "shards").glob(pattern):
+            if int(path.name.split(".", 1)[0]) not in committed:
+                leftovers.append(path)
     for path in leftovers:
         path.unlink(missing_ok=True)
     return leftovers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from traitscope.checkpoints import checkpoints_of
@@ -12,11 +14,11 @@ from traitscope.model.fingerprint import fingerprint_of_source
 from traitscope.run.batching import batch_width, make_batches
 from traitscope.run.engine import GenerationTask
 from traitscope.run.estimate import Estimate, Setting, estimate
-from traitscope.run.frozen import generation_task
+from traitscope.run.frozen import provisional_tasks
 from traitscope.run.guess import seconds_range
+from traitscope.run.opening import opened_bytes, refuse_full_disk, refuse_too_large
 from traitscope.run.pace import Pace, remembered_pace
 from traitscope.run.prepare import Prepared
-from traitscope.suite.plan import PlannedGeneration
 
 _WHAT_IF_TOKENS = (20, 50, 100)
 
@@ -30,13 +32,20 @@ class _Costed:
     estimate: Estimate
 
 
-def describe_plan(prepared: Prepared, batch_size: int | None) -> dict[str, Any]:
-    """The plan as plain values, for a table or JSON. Bytes and seconds; nothing here needs the weights."""
+def describe_plan(prepared: Prepared, batch_size: int | None, out: Path) -> dict[str, Any]:
+    """The plan as plain values, for a table or JSON. Bytes and seconds; nothing here needs the weights.
+
+    Raises:
+        InputError: open layers that the memory, or the disk of ``out``, cannot hold.
+    """
     plan, facts, dtype = prepared.plan, prepared.facts(), prepared.known_dtype
     n_checkpoints = len(checkpoints_of([True] * facts.n_layers))
     pace = _pace(prepared)
     setting = Setting(facts, dtype, len(plan.traits), n_checkpoints, pace)
-    tasks = [_task(number, g, facts.n_layers) for number, g in enumerate(plan.runnable)]
+    tasks = provisional_tasks(plan, facts.n_layers)
+    refuse_too_large(facts, dtype.itemsize, prepared.device, tasks)
+    opened = sum(opened_bytes(facts, dtype.itemsize, task) for task in tasks)
+    refuse_full_disk(out, opened)
     costed = _costed(setting, prepared, tasks, batch_size)
     longest = max((task.n_prompt + task.most_response_tokens for task in tasks), default=1)
     prompt_tokens = sum(task.n_prompt for task in tasks)
@@ -69,6 +78,7 @@ def describe_plan(prepared: Prepared, batch_size: int | None) -> dict[str, Any]:
             "scores": costed.width * longest * captured_bytes_per_position(n_checkpoints, len(plan.traits)),
             "peak": costed.estimate.memory_bytes,
             "disk": costed.estimate.disk_bytes,
+            "internals": opened,
         },
         "what_ifs": _what_ifs(setting, prepared, tasks, batch_size),
         "old_procedure": _old_procedure(prepared),
@@ -83,17 +93,12 @@ def _pace(prepared: Prepared) -> Pace | None:
     return remembered_pace(fingerprint.short, prepared.device, prepared.known_dtype)
 
 
-def _task(number: int, generation: PlannedGeneration, n_layers: int) -> GenerationTask:
-    """The generation before its traits' readouts are known, which is close enough to count with."""
-    n_kept = 1 + 2 * len(generation.layers(n_layers, lambda _trait: n_layers // 2))
-    return generation_task(generation, str(number), tuple(range(n_kept)))
-
-
 def _costed(setting: Setting, prepared: Prepared, tasks: Sequence[GenerationTask], batch_size: int | None) -> _Costed:
     itemsize = setting.dtype.itemsize
     width = batch_size or batch_width(setting.facts, prepared.device, itemsize, tasks, setting.pace)
     width = max(1, min(width, len(tasks)))
-    return _Costed(list(tasks), width, estimate(setting, tasks, make_batches(tasks, width)))
+    batches = make_batches(tasks, width, partial(opened_bytes, setting.facts, itemsize))
+    return _Costed(list(tasks), width, estimate(setting, tasks, batches))
 
 
 def _what_ifs(

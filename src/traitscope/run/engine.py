@@ -8,15 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from traitscope.errors import one_line_of
 from traitscope.model.capture import ReaderBank
 from traitscope.model.decode import Decoded, RunPrefix, decode
+from traitscope.model.internals import LayerInternals, open_layers
 from traitscope.model.loading import LanguageModel
 from traitscope.model.replay import replay_scores
 from traitscope.model.sampling import Sampling
 from traitscope.run.memory import is_out_of_memory, release_memory
 from traitscope.run.tables import Captured, Outcome
+from traitscope.suite.plan import OpenLayers
 from traitscope.suite.rendering import Rendered
 from traitscope.suite.tokens import TokenDescriber
 
@@ -28,7 +31,7 @@ class GenerationTask:
     """One generation as the engine needs it.
 
     ``response_ids`` are given instead of generated when not None; ``seed`` is the row's own and None when
-    nothing is sampled; ``checkpoints`` are the indices to keep.
+    nothing is sampled; ``checkpoints`` are the indices to keep; ``opened`` are the layers to open, if any.
     """
 
     id: str
@@ -39,6 +42,7 @@ class GenerationTask:
     seed: int | None
     traits: frozenset[str]
     checkpoints: tuple[int, ...]
+    opened: OpenLayers | None = None
 
     @property
     def n_prompt(self) -> int:
@@ -129,6 +133,10 @@ class Engine:
             return _failed(task, f"{row.trace.n_positions} positions were captured instead of {n_positions}", seconds)
         if problem := self._not_finite(row):
             return _failed(task, problem, seconds)
+        try:
+            internals = self._internals(task, row.response_ids)
+        except Exception as error:
+            return _failed(task, f"its layers could not be opened: {one_line_of(error)}", seconds)
         return Outcome(
             generation=task.id,
             status="ok",
@@ -140,10 +148,28 @@ class Engine:
                 logprobs=row.logprobs,
                 trace=row.trace,
                 response=self._describer.response_text(row.response_ids),
+                internals=internals,
             ),
             traits=task.traits,
             checkpoints=task.checkpoints,
         )
+
+    def _internals(self, task: GenerationTask, response_ids: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The kept tensors of the layers that are opened, on the CPU, by ``<layer>/<tensor>``."""
+        kept: dict[str, torch.Tensor] = {}
+        if task.opened is None:
+            return kept
+        dtype = torch.float32 if task.opened.float32 else self._model.dtype
+
+        def keep(internals: LayerInternals) -> None:
+            for name, tensor in internals.kept().items():
+                if not torch.isfinite(tensor).all():
+                    raise RuntimeError(f"{name} of layer {internals.layer} is not finite")
+                to = dtype if tensor.is_floating_point() else tensor.dtype
+                kept[f"{internals.layer}/{name}"] = tensor.to("cpu", to, copy=True).contiguous()
+
+        open_layers(self._model, [*task.prompt.token_ids, *response_ids], task.opened.tensors, keep)
+        return kept
 
     def _not_finite(self, row: Decoded) -> str | None:
         assert row.trace is not None

@@ -12,6 +12,7 @@ from traitscope.model.facts import ModelFacts
 from traitscope.model.sharing import Sharing, shared_by
 from traitscope.run.batching import Batch, run_prefix
 from traitscope.run.engine import GenerationTask
+from traitscope.run.opening import opened_bytes, opening_bytes
 from traitscope.run.pace import Pace
 
 _PROCESS_BYTES = 700_000_000
@@ -52,16 +53,17 @@ def estimate(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequenc
     """What ``batches`` of ``tasks`` take."""
     seconds = total = None
     if setting.pace is not None:
-        seconds = generation_seconds(setting.pace, tasks, batches)
+        seconds = generation_seconds(setting.pace, tasks, batches, setting.facts.n_layers)
         total = round(seconds + setting.pace.loading_seconds, 3)
         seconds = round(seconds, 3)
     return Estimate(seconds, total, _memory_bytes(setting, tasks, batches), _disk_bytes(setting, batches))
 
 
-def generation_seconds(pace: Pace, tasks: Sequence[GenerationTask], batches: Sequence[Batch]) -> float:
-    """Seconds of the forward passes of all batches; what all prompts begin with is read once."""
+def generation_seconds(pace: Pace, tasks: Sequence[GenerationTask], batches: Sequence[Batch], n_layers: int) -> float:
+    """Seconds of the forward passes of all batches and of opening layers; what all prompts begin with is read once."""
+    seconds = sum(_opening_seconds(pace, task, n_layers) for task in tasks)
     given = [batch for batch in batches if batch[0].response_ids is not None]
-    seconds = sum(pace.prefill(1, task.n_prompt + task.most_response_tokens) for batch in given for task in batch)
+    seconds += sum(pace.prefill(1, task.n_prompt + task.most_response_tokens) for batch in given for task in batch)
     prefix = run_prefix(tasks)
     read: set[tuple[int, ...]] = set()
     for batch in (batch for batch in batches if batch[0].response_ids is None):
@@ -81,6 +83,14 @@ def _batch_seconds(pace: Pace, batch: Batch, sharing: Sharing) -> float:
     return reading + n_steps * pace.step(len(batch), context)
 
 
+def _opening_seconds(pace: Pace, task: GenerationTask, n_layers: int) -> float:
+    """A replay ends behind the last open layer."""
+    if task.opened is None:
+        return 0.0
+    share = (1 + max(task.opened.tensors)) / n_layers
+    return share * pace.prefill(1, task.n_prompt + task.most_response_tokens)
+
+
 def _memory_bytes(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequence[Batch]) -> int:
     """The most that is held: by a batch with its captures, or by the proof of the longest generation."""
     itemsize = setting.dtype.itemsize
@@ -88,6 +98,7 @@ def _memory_bytes(setting: Setting, tasks: Sequence[GenerationTask], batches: Se
         (_batch_bytes(setting.facts, batch, itemsize) + _captured_bytes(setting, batch) for batch in batches),
         default=0,
     )
+    working += _opened_bytes(setting, batches)
     working = max([working, *(_verifying_bytes(setting, task) for task in tasks)])
     if setting.pace is None:
         return _PROCESS_BYTES + setting.facts.weight_bytes(itemsize) + working
@@ -105,6 +116,14 @@ def _batch_bytes(facts: ModelFacts, batch: Batch, itemsize: int) -> int:
 def _captured_bytes(setting: Setting, batch: Batch) -> int:
     n_positions = sum(task.n_prompt + task.most_response_tokens for task in batch)
     return n_positions * captured_bytes_per_position(setting.n_checkpoints, setting.n_traits)
+
+
+def _opened_bytes(setting: Setting, batches: Sequence[Batch]) -> int:
+    """Open layers of one batch, held as tensors and as the file that they go to, and one pattern being computed."""
+    facts, itemsize = setting.facts, setting.dtype.itemsize
+    held = max((sum(opened_bytes(facts, itemsize, task) for task in batch) for batch in batches), default=0)
+    computing = max((opening_bytes(facts, task) for batch in batches for task in batch), default=0)
+    return 2 * held + computing
 
 
 def _verifying_bytes(setting: Setting, task: GenerationTask) -> int:
@@ -125,6 +144,7 @@ def _disk_bytes(setting: Setting, batches: Sequence[Batch]) -> int:
         per_position = [_disk_per_position(setting, task) for task in batch]
         total += n_distinct * sum(per_position) / len(batch)
         total += n_positions * _DISK_PER_TOKEN + len(batch) * _DISK_PER_GENERATION
+        total += sum(opened_bytes(setting.facts, setting.dtype.itemsize, task) for task in batch)
     return int(total)
 
 

@@ -26,7 +26,7 @@ from traitscope.run.batching import Shard
 from traitscope.run.commit import disk_errors, write_json, write_table, write_text
 from traitscope.run.engine import GenerationTask
 from traitscope.run.tables import Outcome
-from traitscope.suite.plan import Plan, PlannedGeneration
+from traitscope.suite.plan import OpenLayers, Plan, PlannedGeneration
 from traitscope.suite.rendering import Rendered
 from traitscope.traits.fitting import library_versions
 from traitscope.traits.vectors import TraitVectors, load_vectors, save_vectors
@@ -83,12 +83,26 @@ def planned_tasks(
             for index, checkpoint in enumerate(checkpoints)
             if checkpoint.layer in layers or checkpoint.site == "resid_pre" or index in readouts
         )
-        task = generation_task(generation, generation.key.identity(fingerprint), kept)
+        opened = generation.open_layers(n_layers, lambda trait: by_trait[trait].readout_layer)
+        task = _generation_task(generation, generation.key.identity(fingerprint), kept, opened)
         tasks[task.id] = task
     return tasks
 
 
-def generation_task(generation: PlannedGeneration, identity: str, checkpoints: tuple[int, ...]) -> GenerationTask:
+def provisional_tasks(plan: Plan, n_layers: int) -> list[GenerationTask]:
+    """What will be run, to count with before any readout is known: each is taken to be another layer of the middle."""
+    tasks = []
+    for number, generation in enumerate(plan.runnable):
+        readouts = {trait: min(n_layers // 2 + n, n_layers - 1) for n, trait in enumerate(sorted(generation.traits))}
+        n_kept = 1 + 2 * len(generation.layers(n_layers, readouts.__getitem__))
+        opened = generation.open_layers(n_layers, readouts.__getitem__)
+        tasks.append(_generation_task(generation, str(number), tuple(range(n_kept)), opened))
+    return tasks
+
+
+def _generation_task(
+    generation: PlannedGeneration, identity: str, checkpoints: tuple[int, ...], opened: OpenLayers | None
+) -> GenerationTask:
     """A planned generation as the engine needs it; ``checkpoints`` are the indices to keep."""
     key = generation.key
     sampling = Sampling(key.temperature, key.top_p, key.top_k)
@@ -102,6 +116,7 @@ def generation_task(generation: PlannedGeneration, identity: str, checkpoints: t
         seed=row_seed(key.seed, key.token_ids, key.sample) if sampled else None,
         traits=frozenset(generation.traits),
         checkpoints=checkpoints,
+        opened=opened,
     )
 
 
@@ -161,7 +176,11 @@ def freeze(
             ],
             "batch_width": batch_width,
             "generations": {
-                task.id: {"checkpoints": list(task.checkpoints), "traits": sorted(task.traits)}
+                task.id: {
+                    "checkpoints": list(task.checkpoints),
+                    "traits": sorted(task.traits),
+                    "internals": None if task.opened is None else _described_layers(task.opened),
+                }
                 for task in tasks.values()
             },
             "shards": [shard.described() for shard in shards],
@@ -263,15 +282,29 @@ def _read_tasks(run_dir: Path, kept: Mapping[str, Mapping[str, Any]]) -> dict[st
             seed=row_seed(row["seed"], prompt.token_ids, row["sample"]) if sampled else None,
             traits=frozenset(kept[identity]["traits"]),
             checkpoints=tuple(kept[identity]["checkpoints"]),
+            opened=_layers_from_described(kept[identity]["internals"]),
         )
     return tasks
+
+
+def _described_layers(opened: OpenLayers) -> dict[str, Any]:
+    tensors = {str(layer): list(names) for layer, names in opened.tensors.items()}
+    return {"tensors": tensors, "dtype": "float32" if opened.float32 else "model"}
+
+
+def _layers_from_described(described: Mapping[str, Any] | None) -> OpenLayers | None:
+    if described is None:
+        return None
+    tensors = {int(layer): tuple(names) for layer, names in described["tensors"].items()}
+    return OpenLayers(tensors, described["dtype"] == "float32")
 
 
 def prompts_table(plan: Plan, fingerprint: str) -> pa.Table:
     """``prompts.parquet``: every prompt as it was rendered, and the settings of its generation."""
     rendered_on = datetime.now(UTC)
     rows = []
-    for capture in plan.captures:
+    each = {(c.experiment, c.prompt_id, c.sample): c for c in plan.captures}  # scores and internals share a prompt
+    for capture in each.values():
         generation, key = capture.generation, capture.generation.key
         rows.append(
             {
@@ -307,9 +340,10 @@ def captures_table(plan: Plan, vectors: Sequence[TraitVectors], n_layers: int, f
                 "experiment": capture.experiment,
                 "prompt_id": capture.prompt_id,
                 "sample": capture.sample,
-                "kind": "scores",
+                "kind": capture.kind,
                 "layers": sorted(layers),
                 "traits": list(capture.traits),
+                "keep": list(capture.keep) if capture.kind == "internals" else None,
             }
         )
     return pa.Table.from_pylist(rows, CAPTURES)

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -17,15 +18,24 @@ from traitscope.errors import InputError, one_line_of
 from traitscope.model.capture import ReaderBank, captured_bytes_per_position
 from traitscope.model.embedded import embedded_weights_are_cached
 from traitscope.model.facts import facts_of_module
+from traitscope.model.internals import refuse_unreadable
 from traitscope.model.loading import LanguageModel, load_source
-from traitscope.run.batching import Shard, batch_width, make_batches, make_shards, rows_that_fit
+from traitscope.run.batching import Batch, Shard, batch_width, make_batches, make_shards, rows_that_fit
 from traitscope.run.ceilings import measured_ceilings
 from traitscope.run.commit import remove_leftovers
 from traitscope.run.engine import GenerationTask
 from traitscope.run.estimate import Estimate, Setting, estimate
-from traitscope.run.frozen import add_retry, freeze, new_run_directory, planned_tasks, read_frozen
+from traitscope.run.frozen import (
+    add_retry,
+    freeze,
+    new_run_directory,
+    planned_tasks,
+    provisional_tasks,
+    read_frozen,
+)
 from traitscope.run.lock import locked
 from traitscope.run.memory import free_memory
+from traitscope.run.opening import opened_bytes, refuse_full_disk, refuse_too_large
 from traitscope.run.pace import Pace, measured_pace, remember_pace, remembered_pace
 from traitscope.run.prepare import Prepared
 from traitscope.run.progress import Reporter, stage
@@ -59,6 +69,7 @@ def start_run(
     Raises:
         InputError, RunError, Interrupted: each message says what is safe and how to go on.
     """
+    _refuse_what_cannot_fit(prepared, out)
     cost = SessionCost()
     model = model or _load(prepared, cost, reporter)
     with cost.timed("fitting"), reporter:
@@ -73,24 +84,17 @@ def start_run(
     tasks = planned_tasks(prepared.plan, vectors, model.anatomy.checkpoints, model.fingerprint.short)
     too_long = {g.key.identity(model.fingerprint.short) for g in prepared.plan.too_long}
     runnable = [task for task in tasks.values() if task.id not in too_long]
-    bank = bank_of(vectors)
+    _refuse_unreadable(model, runnable)
     with cost.timed("timing"):
         pace = None if retime else remembered_pace(model.fingerprint.short, model.device, model.dtype)
         if pace is None and runnable:
-            pace = _timed(model, bank, runnable, cost, reporter)
-    facts = facts_of_module(model.module)
-    width = batch_size or batch_width(facts, model.device, model.dtype.itemsize, runnable, pace)
-    batches = make_batches(runnable, width)
-    setting = Setting(facts, model.dtype, len(vectors), len(model.anatomy.checkpoints), pace)
+            pace = _timed(model, bank_of(vectors), runnable, cost, reporter)
+    setting = Setting(facts_of_module(model.module), model.dtype, len(vectors), len(model.anatomy.checkpoints), pace)
+    width = batch_size or batch_width(setting.facts, model.device, model.dtype.itemsize, runnable, pace)
+    batches = make_batches(runnable, width, partial(opened_bytes, setting.facts, model.dtype.itemsize))
     estimated = estimate(setting, runnable, batches)
     reporter.say(_estimate_line(estimated, len(runnable), len(batches)))
-    shards = make_shards(
-        batches,
-        sorted(too_long),
-        shard_size=shard_size,
-        seconds_per_batch=None if estimated.seconds is None else estimated.seconds / max(len(batches), 1),
-        bytes_per_position=captured_bytes_per_position(setting.n_checkpoints, setting.n_traits),
-    )
+    shards = _shards(setting, batches, sorted(too_long), shard_size, estimated)
     run_dir = new_run_directory(out, prepared.loaded.suite.name)
     reporter.say(f"run directory: {run_dir}")
     with locked(run_dir):
@@ -152,6 +156,33 @@ def failed_generations(run_dir: Path) -> list[str]:
     return generations.select("generation").collect()["generation"].to_list()
 
 
+def _refuse_what_cannot_fit(prepared: Prepared, out: Path) -> None:
+    """Refuse open layers that memory or disk have no room for, before a model is loaded."""
+    if any(capture.kind == "internals" for capture in prepared.plan.captures):
+        facts, itemsize = prepared.facts(), prepared.known_dtype.itemsize
+        tasks = provisional_tasks(prepared.plan, facts.n_layers)
+        refuse_too_large(facts, itemsize, prepared.device, tasks)
+        refuse_full_disk(out, sum(opened_bytes(facts, itemsize, task) for task in tasks))
+
+
+def _shards(
+    setting: Setting, batches: Sequence[Batch], too_long: Sequence[str], shard_size: int | None, estimated: Estimate
+) -> list[Shard]:
+    bytes_per_position = captured_bytes_per_position(setting.n_checkpoints, setting.n_traits)
+
+    def bytes_of(task: GenerationTask) -> int:
+        scores = (task.n_prompt + task.most_response_tokens) * bytes_per_position
+        return scores + opened_bytes(setting.facts, setting.dtype.itemsize, task)
+
+    return make_shards(
+        batches,
+        too_long,
+        shard_size=shard_size,
+        seconds_per_batch=None if estimated.seconds is None else estimated.seconds / max(len(batches), 1),
+        bytes_of=bytes_of,
+    )
+
+
 def _load(prepared: Prepared, cost: SessionCost, reporter: Reporter) -> LanguageModel:
     converting = prepared.source.kind == "embedded" and not embedded_weights_are_cached()
     note = " (the first time its weights are de-quantised: some 20 seconds)" if converting else ""
@@ -166,6 +197,12 @@ def _load(prepared: Prepared, cost: SessionCost, reporter: Reporter) -> Language
 def _in_plan_order(vectors: Sequence[TraitVectors], traits: Sequence[str]) -> list[TraitVectors]:
     by_name = {vector.trait: vector for vector in vectors}
     return [by_name[trait] for trait in traits]
+
+
+def _refuse_unreadable(model: LanguageModel, tasks: Sequence[GenerationTask]) -> None:
+    """Refuse open layers of which this model does not have what is asked, before anything is generated."""
+    for tensors in {str(task.opened): task.opened.tensors for task in tasks if task.opened is not None}.values():
+        refuse_unreadable(model, tensors)
 
 
 def _timed(

@@ -30,7 +30,7 @@ from traitscope.run.interruption import Interrupted, Interruption, listening
 from traitscope.run.memory import free_memory, peak_device_memory_bytes, total_memory
 from traitscope.run.pace import Pace
 from traitscope.run.progress import EventLog, Reporter
-from traitscope.run.tables import Outcome, shard_tables
+from traitscope.run.tables import Outcome, shard_internals, shard_tables
 from traitscope.run.utilisation import Utilisation, advice, utilisation
 from traitscope.run.writer import ShardWriter
 from traitscope.traits.store import bank_of
@@ -176,7 +176,7 @@ class Session:
                 [vector.readout for vector in self._frozen.vectors],
                 self._model.anatomy.checkpoints,
             )
-            commit_shard(self._frozen.run_dir, number, tables)
+            commit_shard(self._frozen.run_dir, number, tables, shard_internals(outcomes))
 
     def _committed(self, number: int, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from traitscope.captures.schema import GENERATIONS, TOKENS, scores_schema, writes_schema
 from traitscope.checkpoints import Checkpoint
@@ -19,12 +20,13 @@ _KEPT_MANTISSA_BITS = 11
 
 @dataclass(frozen=True)
 class Captured:
-    """What was captured of a generation whose status is ``ok``."""
+    """What was captured of a generation whose status is ``ok``; ``internals`` by ``<layer>/<tensor>``."""
 
     tokens: TokenRows
     logprobs: np.ndarray
     trace: Trace
     response: str
+    internals: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ def shard_tables(
         "tokens": _tokens(kept),
         "scores": _scores(kept, traits, checkpoints),
         "writes": _writes(kept, traits, readouts, checkpoints),
+    }
+
+
+def shard_internals(outcomes: Sequence[Outcome]) -> dict[str, torch.Tensor]:
+    """Every kept tensor of open layers of a shard, by ``<generation>/<layer>/<tensor>``."""
+    return {
+        f"{outcome.generation}/{name}": tensor
+        for outcome in outcomes
+        if outcome.captured is not None
+        for name, tensor in outcome.captured.internals.items()
     }
 
 

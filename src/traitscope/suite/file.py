@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from traitscope.errors import InputError, near_names
 from traitscope.suite.layers import LayerSpec, layer_spec_problem
+from traitscope.tensor_names import TENSORS, TensorName
 from traitscope.yaml_file import Model, read_model
 
 BUILT_IN_SUITES = ("overnight",)
@@ -65,18 +66,33 @@ class ScoresCapture(_Strict):
         return layers
 
 
-class Capture(_Strict):
-    """What is kept of an experiment's generations."""
+class InternalsCapture(_Strict):
+    """Layers fully open: what attention and MLP computed."""
 
-    scores: ScoresCapture = ScoresCapture()
-    internals: Any = Field(None, description="not available yet")
+    layers: LayerSpec = Field("readout", description="layers that are opened")
+    keep: list[TensorName] = Field(list(TENSORS), min_length=1, description="tensors that are kept")
+    dtype: Literal["model", "float32"] = Field("model", description="the model's own, or float32")
 
-    @field_validator("internals")
+    @field_validator("layers", mode="before")
     @classmethod
-    def _no_internals_yet(cls, internals: Any) -> Any:
-        if internals is not None:
-            raise ValueError("this version cannot open layers yet; remove the key")
-        return internals
+    def _layers_have_a_form(cls, layers: Any) -> Any:
+        if problem := layer_spec_problem(layers):
+            raise ValueError(problem)
+        return layers
+
+
+class Capture(_Strict):
+    """What is kept of an experiment's generations: scores, internals, or both; scores if nothing is said."""
+
+    scores: ScoresCapture | None = None
+    internals: InternalsCapture | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scores_unless_said_otherwise(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("internals") is None and given.get("scores") is None:
+            return {**given, "scores": {}}
+        return given
 
 
 class PromptItem(_Strict):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from traitscope.errors import InputError
@@ -20,6 +21,7 @@ from traitscope.suite.rendering import (
     render,
     tokenise_response,
 )
+from traitscope.tensor_names import TENSORS, TensorName
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,50 @@ class PlannedGeneration:
         return {trait for capture in self.captures for trait in capture.traits}
 
     def layers(self, n_layers: int, readout_layer: Callable[[str], int]) -> frozenset[int]:
-        """The layers that any of its captures asks for."""
-        return frozenset().union(*(capture.resolved_layers(n_layers, readout_layer) for capture in self.captures))
+        """The layers whose scores any of its captures asks for."""
+        asked = (c.resolved_layers(n_layers, readout_layer) for c in self.captures if c.kind == "scores")
+        return frozenset().union(*asked)
+
+    def open_layers(self, n_layers: int, readout_layer: Callable[[str], int]) -> OpenLayers | None:
+        """The layers that are opened and what is kept of each, of all captures together; None for no layer."""
+        kept: dict[int, set[str]] = {}
+        opening = [capture for capture in self.captures if capture.kind == "internals"]
+        for capture in opening:
+            for layer in capture.resolved_layers(n_layers, readout_layer):
+                kept.setdefault(layer, set()).update(capture.keep)
+        if not kept:
+            return None
+        tensors = {layer: tuple(name for name in TENSORS if name in kept[layer]) for layer in sorted(kept)}
+        return OpenLayers(tensors, any(capture.float32 for capture in opening))
+
+
+@dataclass(frozen=True)
+class OpenLayers:
+    """Layers that are opened for one generation: names of the kept tensors by layer.
+
+    They are kept in the model's own dtype unless ``float32``.
+    """
+
+    tensors: dict[int, tuple[TensorName, ...]]
+    float32: bool = False
 
 
 @dataclass(frozen=True)
 class PlannedCapture:
-    """One thing that an experiment asks: scores of one sample of one prompt."""
+    """One thing that an experiment asks of one sample of one prompt: its scores, or open layers.
+
+    ``keep`` and ``float32`` say which tensors of open layers are kept, and how.
+    """
 
     experiment: str
     prompt_id: str
     sample: int
     generation: PlannedGeneration
+    kind: Literal["scores", "internals"]
     layers: LayerSpec
     traits: tuple[str, ...]
+    keep: tuple[TensorName, ...] = ()
+    float32: bool = False
 
     def resolved_layers(self, n_layers: int, readout_layer: Callable[[str], int]) -> frozenset[int]:
         """The absolute layers; ``readout`` means the readout layers of the experiment's traits."""
@@ -147,16 +179,9 @@ def make_plan(
             response = None if prompt.response is None else tokenise_response(tokenizer, prompt.response)
             for key in _keys(rendered, response, settings):
                 generation = merged.setdefault(key, _planned(key, rendered, prompt, context_length))
-                capture = PlannedCapture(
-                    experiment.name,
-                    prompt.id,
-                    key.sample,
-                    generation,
-                    experiment.capture.scores.layers,
-                    traits,
-                )
-                generation.captures.append(capture)
-                captures.append(capture)
+                asked = _captures(experiment, prompt, generation, traits)
+                generation.captures += asked
+                captures += asked
     all_traits = tuple(dict.fromkeys(trait for capture in captures for trait in capture.traits))
     return Plan(tuple(captures), tuple(merged.values()), all_traits)
 
@@ -170,9 +195,26 @@ def _naming(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error}") from None
 
 
+def _captures(
+    experiment: Experiment, prompt: Prompt, generation: PlannedGeneration, traits: tuple[str, ...]
+) -> list[PlannedCapture]:
+    """What an experiment asks of one generation."""
+    asked = partial(PlannedCapture, experiment.name, prompt.id, generation.key.sample, generation)
+    scores, internals = experiment.capture.scores, experiment.capture.internals
+    captures = []
+    if scores is not None:
+        captures.append(asked("scores", scores.layers, traits))
+    if internals is not None:
+        float32 = internals.dtype == "float32"
+        captures.append(asked("internals", internals.layers, traits, tuple(internals.keep), float32))
+    return captures
+
+
 def _check_experiment(experiment: Experiment, traits: Sequence[str], n_layers: int) -> None:
-    with _naming("capture.scores.layers"):
-        select_layers(experiment.capture.scores.layers, n_layers, [])
+    for kind in ("scores", "internals"):
+        if (asked := getattr(experiment.capture, kind)) is not None:
+            with _naming(f"capture.{kind}.layers"):
+                select_layers(asked.layers, n_layers, [])
     for expected in experiment.expect:
         if expected not in traits:
             raise InputError(f"expect: {expected} is not among the experiment's traits ({', '.join(traits)})")
