@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,6 @@ from traitscope.errors import InputError, TraitscopeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from traitscope.model.loading import LanguageModel
     from traitscope.run.prepare import Prepared
     from traitscope.suite.file import LoadedSuite
 
@@ -422,6 +421,69 @@ def _print_json(value: Any) -> None:
 
 
 @app.command()
+def explain(
+    run_dir: RunDir,
+    generation: Annotated[
+        list[str] | None, typer.Option(help="Its id, the beginning of it, or experiment/prompt_id.", metavar="ID")
+    ] = None,
+    trait: Annotated[str | None, typer.Option(help="One of the run's traits.")] = None,
+    position: Annotated[int | None, typer.Option(help="The token's position; negative: from the end.")] = None,
+    top: Annotated[bool, typer.Option("--top", help="The response's token with the largest z (the default).")] = False,
+    most: Annotated[int, typer.Option(min=1, help="How many blocks are named; a few heads and neurons in each.")] = 5,
+    closure: Annotated[
+        bool, typer.Option("--closure", help="Print instead how well all sums close, for every token and trait.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which blocks, heads and neurons wrote a trait at a token."""
+    if closure:
+        _show_closure(run_dir, generation, as_json)
+        return
+    if trait is None or not generation or len(generation) > 1:
+        raise InputError("explain: give one --generation and one --trait, or --closure")
+    if top and position is not None:
+        raise InputError("explain: give --top or --position, not both")
+    with _quick_imports():
+        from traitscope.explain.explanation import explain as explained
+        from traitscope.report.explanation import print_explanation
+        from traitscope.run.progress import default_reporter, stage
+
+    reporter = default_reporter()
+    show = stage(reporter, "replies")
+    with reporter:
+        found = explained(
+            run_dir,
+            generation[0],
+            trait,
+            position,
+            most=most,
+            on_progress=lambda n, of: show("opening neutral replies, once for this model", n, of),
+        )
+    if as_json:
+        _print_json(found.described())
+    else:
+        print_explanation(_stdout(), found)
+
+
+def _show_closure(run_dir: Path, generations: list[str] | None, as_json: bool) -> None:
+    with _quick_imports():
+        from traitscope.explain.closure import check_closure
+        from traitscope.report.explanation import print_closure
+        from traitscope.run.progress import default_reporter, stage
+
+    reporter = default_reporter()
+    show = stage(reporter, "generations")
+    with reporter:
+        found = check_closure(run_dir, generations, on_progress=lambda n, of: show("splitting", n, of))
+    if as_json:
+        _print_json(found.described())
+    else:
+        print_closure(_stdout(), found)
+    if not found.closed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def verify(
     run_dir: RunDir,
     sample: Annotated[int | None, typer.Option(min=1, help="Replay this many generations, not all.")] = None,
@@ -432,6 +494,7 @@ def verify(
     with _quick_imports():
         from traitscope.report.verification import print_verdict
         from traitscope.run.progress import default_reporter, stage
+        from traitscope.run.reload import model_of_run
         from traitscope.verify.stored import check_stored
         from traitscope.verify.verdict import verdict_without_replay, verify_stored
 
@@ -441,7 +504,7 @@ def verify(
     verdict = verdict_without_replay(stored, deep=deep)
     if verdict.passed and verdict.captured:
         reporter.say(f"loading {stored.plan['model']['name']}")
-        model = _model_of_run(run_dir, stored.plan)
+        model = model_of_run(run_dir)
         show = stage(reporter, "generations")
         with reporter:
             verdict = verify_stored(
@@ -453,22 +516,6 @@ def verify(
         print_verdict(_stdout(), verdict.described())
     if not verdict.passed:
         raise typer.Exit(1)
-
-
-def _model_of_run(run_dir: Path, plan: Mapping[str, Any]) -> LanguageModel:
-    """The model that a run was made with, on its device and in its dtype."""
-    from traitscope.model.loading import load_source
-    from traitscope.model.source import ModelSource
-
-    described = plan["model"]
-    source = ModelSource(**{name: described[name] for name in ModelSource.__dataclass_fields__})
-    model = load_source(source, device=plan["device"], dtype=plan["dtype"])
-    if model.fingerprint.short != described["fingerprint"]:
-        raise InputError(
-            f"run {run_dir}: was made with {source.name} of fingerprint {described['fingerprint']}, which is now "
-            f"{model.fingerprint.short}; bring that model back to verify the run"
-        )
-    return model
 
 
 def main() -> None:

@@ -34,11 +34,14 @@ def attribute(
     vectors: Sequence[TraitVectors],
     positions: Sequence[int] | None = None,
     neutral: NeutralMeans | None = None,
+    *,
+    every_layer: bool = False,
 ) -> Attribution:
     """Split the scores of ``vectors`` at ``positions`` (None for all) of a text into their exact terms.
 
     Args:
         neutral: of ``neutral_means``, to have each term's neutral mean beside it.
+        every_layer: also split the blocks behind the last readout, which no score has a part of.
 
     Raises:
         RuntimeError: attention of some layer is not what it is known as.
@@ -55,7 +58,7 @@ def attribute(
             states[checkpoint] = _dotted(state[asked], directions)
 
     splitter = _Splitter(model, directions, asked, neutral or {})
-    last = max(checkpoints[readout].layer for readout in readouts)
+    last = model.n_layers - 1 if every_layer else max(checkpoints[readout].layer for readout in readouts)
     wanted = {layer: _needed(model, layer) for layer in range(last + 1)}
     with watch(model.module, model.anatomy, observe):
         open_layers(model, token_ids, wanted, lambda opened: blocks.extend(splitter.layer(opened)), positions=asked)
