@@ -111,8 +111,12 @@ def test_not_utf8_and_empty_and_missing(tmp_path: Path) -> None:
 
 def test_the_reference_night_is_the_one_that_was_agreed() -> None:
     loaded = load_suite("overnight")
-    lines = [(loaded.folder / str(e.prompts)).read_text().splitlines() for e in loaded.suite.experiments]
+    scored, opened = loaded.suite.experiments[:4], loaded.suite.experiments[4:]
+    lines = [(loaded.folder / str(e.prompts)).read_text().splitlines() for e in scored]
     assert [len(prompts) for prompts in lines] == [8, 4, 4, 4]
+    assert [(e.traits, len(e.prompts)) for e in opened] == [(["uncertainty_calibration"], 2), (["cognitive_load"], 2)]
+    assert all(e.capture.scores is None and e.capture.internals is not None for e in opened)
+    assert {p for e in opened for p in e.prompts} <= {p for prompts in lines for p in prompts}
     assert loaded.suite.generation.max_new_tokens == 50
     assert loaded.suite.traits == ["uncertainty_calibration", "commitment_strength", "cognitive_load", "sycophancy"]
 

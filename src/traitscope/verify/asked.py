@@ -21,6 +21,7 @@ class Asked:
         response_ids: what was given instead of generated, or None.
         seed: of the row's random numbers; None when nothing is sampled.
         checkpoints: names of the states whose scores are kept, in the order of the forward pass.
+        opened: names of the tensors that are kept of each open layer.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Asked:
     seed: int | None
     checkpoints: tuple[str, ...]
     traits: tuple[str, ...]
+    opened: Mapping[int, tuple[str, ...]]
 
     @property
     def greedy(self) -> bool:
@@ -78,4 +80,5 @@ def _asked(row: Mapping[str, Any], kept: Mapping[str, Any], plan: Mapping[str, A
         seed=row_seed(row["seed"], prompt_ids, row["sample"]) if sampled else None,
         checkpoints=tuple(plan["checkpoints"][index] for index in kept["checkpoints"]),
         traits=tuple(kept["traits"]),
+        opened={int(layer): tuple(names) for layer, names in (kept["internals"] or {"tensors": {}})["tensors"].items()},
     )

@@ -19,6 +19,7 @@ from traitscope.captures.integrity import damaged_files
 from traitscope.captures.schema import SHARD_TABLES, shard_schema
 from traitscope.checkpoints import Checkpoint
 from traitscope.verify.asked import Asked, read_asked
+from traitscope.verify.internals import missing_tensors
 
 Row = Mapping[str, Any]
 
@@ -35,6 +36,7 @@ class StoredGeneration:
     """
 
     asked: Asked
+    shard: int
     token_ids: tuple[int, ...]
     logprobs: np.ndarray
     norms: dict[str, np.ndarray]
@@ -75,7 +77,7 @@ class StoredRun:
             if chosen:
                 rows = ShardRows(_read_tables(self.run_dir, shard, chosen))
                 for identity in chosen:
-                    yield rows.generation(self.asked[identity], self.plan["checkpoints"], readouts)
+                    yield rows.generation(self.asked[identity], shard, self.plan["checkpoints"], readouts)
 
 
 def readouts_of(plan: Mapping[str, Any]) -> dict[str, int]:
@@ -187,7 +189,11 @@ def _check_shard(
     sound = []
     for row in finished:
         own = asked[row["generation"]]
-        found = list(_GenerationCheck(own, row, tables, plan).problems())
+        n_positions = row["prompt_tokens"] + row["response_tokens"]
+        found = [
+            *_GenerationCheck(own, row, tables, plan).problems(),
+            *missing_tensors(run_dir, shard, own, n_positions),
+        ]
         problems += [f"{own.name}, shard {shard:04d}: {problem}" for problem in found]
         if not found:
             sound.append(own.id)
@@ -229,12 +235,15 @@ class ShardRows:
     def of(self, table: str, generation: str) -> pl.DataFrame | None:
         return self._tables[table].get(generation)
 
-    def generation(self, asked: Asked, checkpoints: Sequence[str], readouts: Mapping[str, int]) -> StoredGeneration:
+    def generation(
+        self, asked: Asked, shard: int, checkpoints: Sequence[str], readouts: Mapping[str, int]
+    ) -> StoredGeneration:
         """What is stored of a sound generation."""
         tokens, scores, writes = (self._tables[name][asked.id] for name in ("tokens", "scores", "writes"))
         n_prompt = len(asked.prompt_ids)
         return StoredGeneration(
             asked=asked,
+            shard=shard,
             token_ids=tuple(tokens["token_id"].to_list()),
             logprobs=tokens["logprob"].to_numpy()[n_prompt:],
             norms=_lists(scores, "norm"),

@@ -16,7 +16,8 @@ from traitscope.errors import InputError
 from traitscope.model.loading import LanguageModel
 from traitscope.traits.vectors import TraitVectors, load_vectors
 from traitscope.verify.comparison import QUANTITIES, Difference, differences
-from traitscope.verify.independent import independent_pass
+from traitscope.verify.independent import IndependentPass, independent_pass
+from traitscope.verify.internals import wrong_tensors
 from traitscope.verify.limits import Limits, cell_of, read_limits
 from traitscope.verify.stored import StoredGeneration, StoredRun, check_stored
 
@@ -139,6 +140,7 @@ def verify_stored(
         true = independent_pass(model, generation.token_ids, generation.n_prompt)
         problems += [f"{generation.asked.name}: {p}" for p in _response_problems(generation, model.eos_token_ids)]
         problems += [f"{generation.asked.name}: {p}" for p in true.problems]
+        problems += [f"{generation.asked.name}: {p}" for p in _open_layer_problems(stored, model, generation, true)]
         problems += tally.add(generation, differences(generation, true, vectors))
         on_progress(done, len(wanted))
     problems += tally.crowded()
@@ -203,6 +205,12 @@ def _limits_of(stored: StoredRun) -> Limits:
 def _vectors_of(stored: StoredRun) -> dict[str, TraitVectors]:
     names = [trait["name"] for trait in stored.plan["traits"]]
     return {name: load_vectors(stored.run_dir / "vectors" / f"{name}.safetensors") for name in names}
+
+
+def _open_layer_problems(
+    stored: StoredRun, model: LanguageModel, generation: StoredGeneration, true: IndependentPass
+) -> Iterator[str]:
+    return wrong_tensors(stored.run_dir, generation.shard, generation.asked, model, generation.token_ids, true)
 
 
 def _response_problems(stored: StoredGeneration, eos_token_ids: frozenset[int]) -> Iterator[str]:
