@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from conftest import SCENARIOS
-from traitscope.captures.files import committed_shards, shard_file
+from traitscope.captures.files import committed_shards, internals_file, shard_file
 from traitscope.captures.schema import SHARD_TABLES
 from traitscope.run.night import start_run
 from traitscope.run.prepare import prepare
@@ -24,7 +24,7 @@ WORDS = ["sun", "rain", "stone", "river", "cloud", "moss"]
 
 
 def write_suite(folder: Path, model: Path, *, n_prompts: int = 24, **more: Any) -> Path:
-    """A suite of two experiments that share prompts, one greedy and one sampled."""
+    """A suite of experiments that share prompts: greedy, of which some again and some with open layers, and sampled."""
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [f"{WORDS[n % 6]} number {n} " + "x" * (n % 7 + 1) for n in range(n_prompts)]
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
@@ -36,6 +36,7 @@ def write_suite(folder: Path, model: Path, *, n_prompts: int = 24, **more: Any) 
         "experiments": [
             {"name": "greedy", "prompts": "prompts.txt"},
             {"name": "again", "prompts": prompts[:3], "capture": {"scores": {"layers": "readout"}}},
+            {"name": "opened", "prompts": prompts[2:9:3], "capture": {"internals": {"layers": [0, -1]}}},
             {"name": "sampled", "prompts": prompts[:4], "generation": {"temperature": 1.0, "samples": 2}},
         ],
         **more,
@@ -57,7 +58,7 @@ def run_suite(suite: Path, out: Path, *, batch_size: int | None = 2, shard_size:
 
 
 def tables_digest(run_dir: Path) -> dict[str, str]:
-    """A digest of every table of every committed shard, timings left out."""
+    """A digest of every file of every committed shard, timings left out."""
     digests = {}
     for shard in committed_shards(run_dir):
         for table in SHARD_TABLES:
@@ -67,6 +68,9 @@ def tables_digest(run_dir: Path) -> dict[str, str]:
             else:
                 content = path.read_bytes()
             digests[path.name] = hashlib.sha256(content).hexdigest()
+        opened = internals_file(run_dir, shard)
+        if opened.is_file():
+            digests[opened.name] = hashlib.sha256(opened.read_bytes()).hexdigest()
     return digests
 
 

@@ -73,7 +73,7 @@ def test_every_capture_is_there_and_equal_generations_ran_once(undisturbed: Path
     run = open_run(undisturbed)
     generations = run.generations.collect()
     assert generations["status"].to_list() == ["ok"] * N_GENERATIONS
-    assert len(run.captures.collect()) == 24 + 3 + 8
+    assert len(run.captures.collect()) == 24 + 3 + 3 + 8
     assert len(summary_of(run)) == 35
     assert all(entry["mean_z"]["loudness"] is not None for entry in summary_of(run))
     assert mean_z(run)["loudness"].null_count() == 0
@@ -103,7 +103,7 @@ def test_a_run_whose_numbers_are_wrong_says_so_and_did_not_go_well(
 
     monkeypatch.setattr(engine_module, "decode", shifted)
     summary = run_summary(run_suite(write_suite(tmp_path, tiny_directory, n_prompts=4), tmp_path / "runs"))
-    assert summary["counts"] == {"ok": 15}
+    assert summary["counts"] == {"ok": 16}
     assert not summary["verify"]["passed"]
     assert "score at resid_" in summary["verify"]["problems"][0]
     assert not went_well(summary)

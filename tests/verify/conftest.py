@@ -69,6 +69,14 @@ def clean_run(saved_tiny: SavedTiny, tmp_path_factory: pytest.TempPathFactory) -
     return finished_run(tmp_path_factory.mktemp("clean"), directory, loaded, asked), loaded
 
 
+@pytest.fixture(scope="session")
+def opened_run(saved_tiny: SavedTiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LanguageModel]:
+    """A run on a tiny Qwen 3 with all layers open that tests may copy, and the model."""
+    directory, loaded = saved_tiny("qwen3", "float32")
+    asked = {"name": "all", "prompts": list(PROMPTS[:2]), "capture": {"internals": {"layers": "all"}}}
+    return finished_run(tmp_path_factory.mktemp("opened"), directory, loaded, asked), loaded
+
+
 def finished_run(folder: Path, directory: Path, model: LanguageModel, experiment: dict[str, Any]) -> Path:
     """A run of one experiment on two random traits, on a model that is loaded already."""
     for number in range(2):

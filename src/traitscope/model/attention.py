@@ -129,6 +129,8 @@ def _through_interface(module: Any, chosen: set[int], observe: Callable[[Attenti
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     original = module.config._attn_implementation
+    if original == _NAME:
+        raise RuntimeError("attention is being watched already")
 
     def attend(caller: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
         eager = getattr(sys.modules[type(caller).__module__], "eager_attention_forward", None)

@@ -102,8 +102,9 @@ def open_layers(
     Raises:
         RuntimeError: a layer does not do what it did when the model's blocks were found.
     """
+    blocks = model.blocks  # found by a pass of its own, which must be over before this one begins
     queries = torch.tensor(range(len(token_ids)) if positions is None else positions, device=model.device)
-    records = {layer: _Record(model, layer, names, queries) for layer, names in wanted.items()}
+    records = {layer: _Record(model, layer, blocks[layer], names, queries) for layer, names in wanted.items()}
     by_module = {
         id(inner): record
         for layer, record in records.items()
@@ -134,8 +135,11 @@ class _EnoughError(Exception):
 class _Record:
     """What one open layer gave so far."""
 
-    def __init__(self, model: LanguageModel, layer: int, names: Collection[str], queries: torch.Tensor) -> None:
-        self.model, self.layer, self.names, self.queries = model, layer, frozenset(names), queries
+    def __init__(
+        self, model: LanguageModel, layer: int, blocks: LayerBlocks, names: Collection[str], queries: torch.Tensor
+    ) -> None:
+        self.model, self.layer, self.blocks = model, layer, blocks
+        self.names, self.queries = frozenset(names), queries
         self.call: AttentionCall | None = None
         self.head_input: torch.Tensor | None = None
         self.neurons: torch.Tensor | None = None
@@ -144,13 +148,12 @@ class _Record:
         self.added: dict[str, torch.Tensor] = {}
 
     def assembled(self) -> LayerInternals:
-        blocks = self.model.blocks[self.layer]
         found: dict[str, Any] = {
             **self._of_attention(),
             "attn_out": self.added.get("attn_out"),
             "mlp_out": self.added.get("mlp_out"),
-            "attn_scale": self._scale(blocks.attention, "attn_out"),
-            "mlp_scale": self._scale(blocks.mlp, "mlp_out"),
+            "attn_scale": self._scale(self.blocks.attention, "attn_out"),
+            "mlp_scale": self._scale(self.blocks.mlp, "mlp_out"),
         }
         if self.head_input is not None:
             found["head_out"] = self.head_input.unflatten(-1, (self._n_heads(), -1)).transpose(0, 1)
@@ -191,7 +194,7 @@ class _Record:
 def _opened(
     model: LanguageModel, record: _Record, emit: Callable[[LayerInternals], None], *, is_last: bool
 ) -> Iterator[None]:
-    blocks, names = model.blocks[record.layer], record.names
+    blocks, names = record.blocks, record.names
     handles: list[Any] = []
 
     def after(path: str, hook: Callable[..., None]) -> None:

@@ -8,21 +8,26 @@ from pathlib import Path
 import pyarrow as pa
 
 from traitscope.captures.calibration import TraitCalibration
+from traitscope.captures.internals import held_tensors
 from traitscope.captures.reading import Run, frame_of
 from traitscope.errors import InputError
 from traitscope.model.facts import facts_of_module
+from traitscope.model.internals import refuse_unreadable
 from traitscope.model.loading import LanguageModel
 from traitscope.run.batching import batch_width, make_batches, run_prefix
 from traitscope.run.engine import Engine
 from traitscope.run.frozen import captures_table, planned_tasks, prompts_table, too_long_outcome
 from traitscope.run.pace import remembered_pace
-from traitscope.run.tables import shard_tables
+from traitscope.run.tables import shard_internals, shard_tables
 from traitscope.suite.file import (
     BASE_TEMPLATE,
+    Capture,
     Experiment,
     GenerationSettings,
+    InternalsCapture,
     LoadedSuite,
     PromptItem,
+    ScoresCapture,
     Suite,
     checked,
 )
@@ -47,6 +52,7 @@ def capture(
     seed: int = 0,
     system: str | None = None,
     base_template: str = BASE_TEMPLATE,
+    internals: Mapping[str, object] | None = None,
     batch_size: int | None = None,
 ) -> Run:
     """Generate from ``prompts`` and score every token on ``traits`` at every checkpoint, in memory.
@@ -56,6 +62,8 @@ def capture(
         prompts: strings, lists of messages, or mappings as in a .jsonl file (``prompt`` or ``messages``,
             with ``id`` and a given ``response`` if wanted).
         traits: names, scenario files, vector files, or vectors that are fitted already.
+        internals: layers to open, as in a suite: ``{"layers": [15], "keep": ["pattern", "neurons"]}``; read them with
+            ``Run.internals``.
         batch_size: rows generated together; None takes what fits in memory.
 
     Returns:
@@ -90,7 +98,9 @@ def capture(
                 system=system,
                 base_template=base_template,
                 traits=[vectors.trait for vectors in fitted],
-                experiments=[Experiment(name="capture", prompts=[_item(prompt) for prompt in prompts])],
+                experiments=[
+                    Experiment(name="capture", prompts=[_item(prompt) for prompt in prompts], capture=_asked(internals))
+                ],
             ),
             Path(),
             "capture",
@@ -105,6 +115,9 @@ def capture(
     tasks = planned_tasks(plan, fitted, checkpoints, fingerprint)
     too_long = {generation.key.identity(fingerprint) for generation in plan.too_long}
     runnable = [task for task in tasks.values() if task.id not in too_long]
+    for task in runnable:
+        if task.opened is not None:
+            refuse_unreadable(model, task.opened.tensors)
     pace = remembered_pace(fingerprint, model.device, model.dtype)
     facts = facts_of_module(model.module)
     width = batch_size or batch_width(facts, model.device, model.dtype.itemsize, runnable, pace)
@@ -121,6 +134,7 @@ def capture(
         {vectors.trait: _calibration(vectors) for vectors in fitted},
         tuple(checkpoint.name for checkpoint in checkpoints),
         title=f"capture of {len(prompts)} prompts with {model.name}",
+        open_tensors=lambda: held_tensors(shard_internals(outcomes)),
     )
 
 
@@ -132,6 +146,13 @@ def _vectors(model: LanguageModel, traits: Sequence[str | TraitVectors], base_te
         if vectors.reader.shape != (len(model.anatomy.checkpoints), model.anatomy.d_model):
             raise InputError(f"capture: the vectors of {vectors.trait} do not fit this model's checkpoints")
     return list(found.values())
+
+
+def _asked(internals: Mapping[str, object] | None) -> Capture:
+    if internals is None:
+        return Capture()
+    opened = checked(InternalsCapture, dict(internals), "capture, internals")
+    return Capture(scores=ScoresCapture(), internals=opened)
 
 
 def _item(prompt: str | Sequence[Message] | Mapping[str, object]) -> str | PromptItem:
