@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from traitscope.attribution.attribute import attribute
+    from traitscope.attribution.closure import check_closure
+    from traitscope.attribution.explanation import explain
     from traitscope.captures.reading import Run, open_run
     from traitscope.captures.summaries import mean_z
     from traitscope.errors import InputError, RunError, TraitscopeError
@@ -23,6 +26,9 @@ _HOMES = {
     "InputError": "traitscope.errors",
     "RunError": "traitscope.errors",
     "TraitscopeError": "traitscope.errors",
+    "attribute": "traitscope.attribution.attribute",
+    "check_closure": "traitscope.attribution.closure",
+    "explain": "traitscope.attribution.explanation",
     "LanguageModel": "traitscope.model.loading",
     "load_model": "traitscope.model.loading",
     "capture": "traitscope.run.notebook",
@@ -40,7 +46,10 @@ __all__ = [
     "TraitVectors",
     "TraitscopeError",
     "__version__",
+    "attribute",
     "capture",
+    "check_closure",
+    "explain",
     "load_model",
     "load_suite",
     "load_vectors",

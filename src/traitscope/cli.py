@@ -444,7 +444,7 @@ def explain(
     if top and position is not None:
         raise InputError("explain: give --top or --position, not both")
     with _quick_imports():
-        from traitscope.explain.explanation import explain as explained
+        from traitscope.attribution.explanation import explain as explained
         from traitscope.report.explanation import print_explanation
         from traitscope.run.progress import default_reporter, stage
 
@@ -467,7 +467,7 @@ def explain(
 
 def _show_closure(run_dir: Path, generations: list[str] | None, as_json: bool) -> None:
     with _quick_imports():
-        from traitscope.explain.closure import check_closure
+        from traitscope.attribution.closure import check_closure
         from traitscope.report.explanation import print_closure
         from traitscope.run.progress import default_reporter, stage
 

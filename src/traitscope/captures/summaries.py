@@ -49,6 +49,8 @@ def summary_of(run: Run) -> list[dict[str, Any]]:
         means = scores.get(capture["generation"], {})
         entries.append(
             {
+                "kind": capture["kind"],
+                "layers": capture["layers"] if capture["kind"] == "internals" else None,
                 "experiment": capture["experiment"],
                 "prompt_id": capture["prompt_id"],
                 "sample": capture["sample"],

@@ -12,9 +12,9 @@ from rich.tree import Tree
 from traitscope.report.terminal import one_line
 
 if TYPE_CHECKING:
-    from traitscope.explain.closure import Closure
-    from traitscope.explain.explanation import Explanation
-    from traitscope.explain.tree import Term
+    from traitscope.attribution.closure import Closure
+    from traitscope.attribution.explanation import Explanation
+    from traitscope.attribution.tree import Term
 
 _MOST_BEFORE, _MOST_AFTER = 120, 60
 

@@ -120,8 +120,22 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
             f"peak memory: {human_bytes(cost['peak_memory_bytes'])}, "
             f"{human_bytes(cost['estimated_memory_bytes'])} was estimated"
         )
+    lines += _opened_lines(summary["captures"])
     lines += _utilisation_lines(cost["utilisation"])
     return [*lines, f"run directory: {summary['run']}"]
+
+
+def _opened_lines(captures: Sequence[Mapping[str, Any]]) -> list[str]:
+    opened = [capture for capture in captures if capture["kind"] == "internals" and capture["status"] == "ok"]
+    if not opened:
+        return []
+    layers = sorted({layer for capture in opened for layer in capture["layers"]})
+    n_generations = len({capture["generation"] for capture in opened})
+    return [
+        f"open layers: {n_generations} generation{'s' if n_generations > 1 else ''}, "
+        f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}; read them with "
+        "traitscope.open_run(…).internals(generation, layer), or: traitscope explain RUN --generation … --trait …"
+    ]
 
 
 def _utilisation_lines(used: Mapping[str, Any] | None) -> list[str]:

@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 
 from traitscope.analysis.attribution import closing_gap
+from traitscope.attribution.attribute import attribute
+from traitscope.attribution.explanation import find_generation
+from traitscope.attribution.terms import Attribution
 from traitscope.captures.reading import open_run
 from traitscope.errors import InputError
-from traitscope.explain.attribution import attribute
-from traitscope.explain.explanation import find_generation
-from traitscope.explain.terms import Attribution
 from traitscope.model.loading import LanguageModel
 from traitscope.run.reload import model_of_run
 from traitscope.traits.vectors import load_vectors

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from traitscope.atomic import write_atomically
+from traitscope.attribution.terms import BlockKind, NeutralBlock, NeutralMeans, activations_of, array
 from traitscope.cache import cache_directory
-from traitscope.explain.terms import BlockKind, NeutralBlock, NeutralMeans, activations_of, array
 from traitscope.model.blocks import Block
 from traitscope.model.internals import LayerInternals, open_layers
 from traitscope.model.loading import LanguageModel

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from traitscope.analysis.attribution import head_writes, neuron_writes
-from traitscope.checkpoints import Checkpoint
-from traitscope.explain.terms import (
+from traitscope.attribution.terms import (
     Attribution,
     BlockKind,
     BlockTerms,
@@ -20,6 +19,7 @@ from traitscope.explain.terms import (
     activations_of,
     array,
 )
+from traitscope.checkpoints import Checkpoint
 from traitscope.model.blocks import Block
 from traitscope.model.internals import LayerInternals, open_layers
 from traitscope.model.loading import LanguageModel

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from traitscope.explain.terms import Attribution, BlockTerms, HeadTerms, NeuronTerms
+from traitscope.attribution.terms import Attribution, BlockTerms, HeadTerms, NeuronTerms
 from traitscope.traits.vectors import TraitVectors
 
 _NOTABLE_Z = 1e-4

@@ -13,10 +13,10 @@ import torch
 from nights import run_suite
 from random_traits import random_vectors
 from tiny_models import tiny_model, tiny_tokenizer
-from traitscope.explain import neutral
-from traitscope.explain.closure import check_closure
-from traitscope.explain.explanation import Explanation, explain
-from traitscope.explain.tree import Term
+from traitscope.attribution import neutral
+from traitscope.attribution.closure import check_closure
+from traitscope.attribution.explanation import Explanation, explain
+from traitscope.attribution.tree import Term
 from traitscope.model.capture import ReaderBank
 from traitscope.model.loading import LanguageModel, load_model
 from traitscope.suite.file import BASE_TEMPLATE

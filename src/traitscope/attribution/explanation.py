@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from traitscope.attribution.attribute import attribute
+from traitscope.attribution.neutral import neutral_means
+from traitscope.attribution.tree import Term, score_tree
 from traitscope.captures.reading import Run, open_run
 from traitscope.errors import InputError, near_names
-from traitscope.explain.attribution import attribute
-from traitscope.explain.neutral import neutral_means
-from traitscope.explain.tree import Term, score_tree
 from traitscope.model.loading import LanguageModel
 from traitscope.run.reload import model_of_run
 from traitscope.suite.file import BASE_TEMPLATE
