@@ -107,15 +107,17 @@ def _few_neutral_replies(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> No
 
 
 def _named(explanation: Explanation, kind: str) -> Term:
-    return next(term for term in explanation.terms if term.detail.get("kind") == kind)
+    return next(term for term in explanation.tree.terms if term.detail.get("kind") == kind)
 
 
 def test_the_planted_head_its_token_and_the_planted_neuron_come_first(planted: tuple[Path, LanguageModel]) -> None:
     run_dir, model = planted
     found = explain(run_dir, "asked/1", "planted", -1, model=model)
-    blocks = [term for term in found.terms if "kind" in term.detail]
+    blocks = [term for term in found.tree.terms if "kind" in term.detail]
     assert {(b.detail["layer"], b.detail["kind"]) for b in blocks[:2]} == {(LAYER, "attention"), (LAYER, "mlp")}
     head = _named(found, "attention").parts[0]
+    assert found.tree.heads[0].detail == head.detail == {"layer": LAYER, "head": HEAD}
+    assert found.tree.neurons[0].detail["neuron"] == NEURON
     assert head.detail["head"] == HEAD
     assert (head.parts[0].detail["token"], head.parts[0].detail["weight"] > 0.5) == ("Q", True)
     assert head.parts[0].z / head.z == pytest.approx(1, abs=0.05)
@@ -127,10 +129,10 @@ def test_every_branch_adds_up(planted: tuple[Path, LanguageModel]) -> None:
     run_dir, model = planted
     for position in (0, 12, -1):
         found = explain(run_dir, "asked/1", "planted", position, model=model)
-        assert sum(term.raw for term in found.terms) == pytest.approx(found.score, rel=1e-9)
-        assert sum(term.z for term in found.terms) == pytest.approx(found.z, abs=2e-4)
+        assert sum(term.raw for term in found.tree.terms) == pytest.approx(found.score, rel=1e-9)
+        assert sum(term.z for term in found.tree.terms) == pytest.approx(found.z, abs=2e-4)
         assert found.z == pytest.approx(found.stored_z, abs=2e-3 * (1 + abs(found.z)))
-        for block in (term for term in found.terms if term.parts):
+        for block in (term for term in found.tree.terms if term.parts):
             assert sum(part.raw for part in block.parts) == pytest.approx(block.raw, rel=1e-9)
             assert sum(part.z for part in block.parts) == pytest.approx(block.z, abs=1e-5)
             for part in (part for part in block.parts if part.parts):
@@ -140,7 +142,7 @@ def test_every_branch_adds_up(planted: tuple[Path, LanguageModel]) -> None:
 def test_rounding_rows_are_tiny(planted: tuple[Path, LanguageModel]) -> None:
     run_dir, model = planted
     found = explain(run_dir, "asked/1", "planted", -1, model=model)
-    branches = [found.terms, *(term.parts for term in found.terms if term.parts)]
+    branches = [found.tree.terms, *(term.parts for term in found.tree.terms if term.parts)]
     for branch in branches:
         (rounding,) = [term for term in branch if term.label == "rounding"]
         assert abs(rounding.raw) < 1e-5 * sum(abs(term.raw) for term in branch)

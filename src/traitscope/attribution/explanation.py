@@ -13,7 +13,7 @@ import polars as pl
 
 from traitscope.attribution.attribute import attribute
 from traitscope.attribution.neutral import neutral_means
-from traitscope.attribution.tree import Term, score_tree
+from traitscope.attribution.tree import ScoreTree, score_tree
 from traitscope.captures.reading import Run, open_run
 from traitscope.errors import InputError, near_names
 from traitscope.model.loading import LanguageModel
@@ -32,7 +32,7 @@ class Explanation:
         token, before, after: the token and the text around it.
         score: state at R · reader, of the replay; ``z`` is ``(score - neutral_mean) / neutral_std``.
         stored_z: as the run stored it, from a batched pass and rounded.
-        terms: they sum to the score, and their z to its z.
+        tree: its terms sum to the score, and their z to its z.
     """
 
     run: str
@@ -52,7 +52,7 @@ class Explanation:
     neutral_std: float
     z: float
     stored_z: float
-    terms: tuple[Term, ...]
+    tree: ScoreTree
 
     def described(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -117,7 +117,7 @@ def explain(
         neutral_std=std,
         z=(score - mean) / std,
         stored_z=asked.stored_z,
-        terms=score_tree(attribution, vectors, asked.position, tokens, most=most),
+        tree=score_tree(attribution, vectors, asked.position, tokens, most=most),
     )
 
 

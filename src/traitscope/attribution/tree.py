@@ -53,10 +53,12 @@ class _Tree:
         z = (raw - (neutral or 0.0)) / self.deviation
         return Term(label, float(raw), None if neutral is None else float(neutral), float(z), **rest)
 
-    def largest(self, raw: np.ndarray, neutral: np.ndarray | None, least_share: float = 0.0) -> np.ndarray:
+    def largest(
+        self, raw: np.ndarray, neutral: np.ndarray | None, least_share: float = 0.0, n: int | None = None
+    ) -> np.ndarray:
         """Numbers of the terms with the largest z, largest first, without those of hardly any share."""
         sizes = np.abs(raw if neutral is None else raw - neutral)
-        order = np.argsort(-sizes, kind="stable")[: max(1, self.most - 2)]
+        order = np.argsort(-sizes, kind="stable")[: n or max(1, self.most - 2)]
         return order[sizes[order] > least_share * sizes.sum()]
 
     def others(self, what: str, raw: np.ndarray, neutral: np.ndarray | None, named: np.ndarray) -> list[Term]:
@@ -74,10 +76,24 @@ class _Tree:
         return self.term("rounding", whole_raw - sum(part.raw for part in parts), None)
 
 
+@dataclass(frozen=True)
+class ScoreTree:
+    """One score taken apart.
+
+    Attributes:
+        terms: ``resid_pre.0``, the blocks that wrote most, the others, rounding: they sum to the score.
+        heads, neurons: those of all blocks that wrote most, largest first.
+    """
+
+    terms: tuple[Term, ...]
+    heads: tuple[Term, ...]
+    neurons: tuple[Term, ...]
+
+
 def score_tree(
     attribution: Attribution, vectors: TraitVectors, position: int, tokens: Sequence[str], *, most: int = 5
-) -> tuple[Term, ...]:
-    """The terms of one trait's score at R for the token at ``position``.
+) -> ScoreTree:
+    """Take one trait's score at R for the token at ``position`` apart.
 
     Args:
         attribution: with neutral means; it must hold the trait and the position.
@@ -92,14 +108,16 @@ def score_tree(
         "resid_pre.0 (the token's embedding)", attribution.start[trait, tree.at], float(calibration.write[0])
     )
     blocks = [_block(tree, block) for block in attribution.blocks_of(trait)]
-    ranked = sorted(blocks, key=lambda term: -abs(term.z))
+    ranked = _ranked(blocks)
     named, others = ranked[:most], ranked[most:]
     terms = [start, *named]
     if others:
         usual = sum(term.neutral or 0.0 for term in others)
         terms.append(tree.term(f"{len(others)} other blocks", sum(term.raw for term in others), usual))
     terms.append(tree.rounding(float(attribution.score[trait, tree.at]), terms))
-    return (*terms, *_neutral_difference(tree, float(calibration.mean["response_token"][vectors.readout]), terms))
+    terms += _neutral_difference(tree, float(calibration.mean["response_token"][vectors.readout]), terms)
+    heads, neurons = _ranked_parts(tree)
+    return ScoreTree(tuple(terms), tuple(heads), tuple(neurons))
 
 
 def _neutral_difference(tree: _Tree, mean: float, terms: Sequence[Term]) -> list[Term]:
@@ -130,25 +148,30 @@ def _block(tree: _Tree, block: BlockTerms) -> Term:
 
 
 def _heads(tree: _Tree, block: BlockTerms, heads: HeadTerms) -> list[Term]:
-    terms = heads.terms[tree.trait, :, tree.at]
-    raw = terms.sum(axis=-1)
-    usual = None if heads.neutral is None else heads.neutral[tree.trait]
+    raw, usual = _of_heads(tree, heads)
     named = tree.largest(raw, usual)
-    parts = [
-        tree.term(
-            f"head {head}",
-            raw[head],
-            None if usual is None else usual[head],
-            detail={"layer": block.layer, "head": int(head)},
-            parts=tuple(_sources(tree, heads, head, terms[head])),
-        )
-        for head in named
-    ]
+    parts = [_head(tree, block, heads, head, f"head {head}") for head in named]
     return parts + tree.others("heads", raw, usual, named)
 
 
-def _sources(tree: _Tree, heads: HeadTerms, head: int, raw: np.ndarray) -> list[Term]:
-    weights = heads.pattern[head, tree.at]
+def _of_heads(tree: _Tree, heads: HeadTerms) -> tuple[np.ndarray, np.ndarray | None]:
+    usual = None if heads.neutral is None else heads.neutral[tree.trait]
+    return heads.terms[tree.trait, :, tree.at].sum(axis=-1), usual
+
+
+def _head(tree: _Tree, block: BlockTerms, heads: HeadTerms, head: int, label: str) -> Term:
+    raw, usual = _of_heads(tree, heads)
+    return tree.term(
+        label,
+        raw[head],
+        None if usual is None else usual[head],
+        detail={"layer": block.layer, "head": int(head)},
+        parts=tuple(_sources(tree, heads, head)),
+    )
+
+
+def _sources(tree: _Tree, heads: HeadTerms, head: int) -> list[Term]:
+    raw, weights = heads.terms[tree.trait, head, tree.at], heads.pattern[head, tree.at]
     named = tree.largest(raw, None, _NOTABLE_SHARE)
     parts = [
         tree.term(
@@ -167,21 +190,45 @@ def _sources(tree: _Tree, heads: HeadTerms, head: int, raw: np.ndarray) -> list[
 
 
 def _neurons(tree: _Tree, block: BlockTerms, neurons: NeuronTerms) -> list[Term]:
-    raw = neurons.terms[tree.trait, tree.at]
-    usual = None if neurons.neutral is None else neurons.neutral[tree.trait]
+    raw, usual = _of_neurons(tree, neurons)
     named = tree.largest(raw, usual)
-    parts = []
-    for number in named:
-        activation = float(neurons.activations[tree.at, number])
-        parts.append(
-            tree.term(
-                f"{_neuron_name(neurons, number)}, activation {activation:+.2f}",
-                raw[number],
-                None if usual is None else usual[number],
-                detail={"layer": block.layer, **_neuron_detail(neurons, number), "activation": activation},
-            )
-        )
+    parts = [_neuron(tree, block, neurons, number, "") for number in named]
     return parts + tree.others("neurons", raw, usual, named)
+
+
+def _of_neurons(tree: _Tree, neurons: NeuronTerms) -> tuple[np.ndarray, np.ndarray | None]:
+    usual = None if neurons.neutral is None else neurons.neutral[tree.trait]
+    return neurons.terms[tree.trait, tree.at], usual
+
+
+def _neuron(tree: _Tree, block: BlockTerms, neurons: NeuronTerms, number: int, lead: str) -> Term:
+    raw, usual = _of_neurons(tree, neurons)
+    activation = float(neurons.activations[tree.at, number])
+    return tree.term(
+        f"{lead}{_neuron_name(neurons, number)}, activation {activation:+.2f}",
+        raw[number],
+        None if usual is None else usual[number],
+        detail={"layer": block.layer, **_neuron_detail(neurons, number), "activation": activation},
+    )
+
+
+def _ranked_parts(tree: _Tree) -> tuple[list[Term], list[Term]]:
+    """The heads and the neurons of all blocks that wrote most."""
+    heads: list[Term] = []
+    neurons: list[Term] = []
+    for block in tree.attribution.blocks_of(tree.trait):
+        lead = f"layer {block.layer} "
+        if isinstance(block.parts, HeadTerms):
+            largest = tree.largest(*_of_heads(tree, block.parts), n=tree.most)
+            heads += [_head(tree, block, block.parts, head, f"{lead}head {head}") for head in largest]
+        elif isinstance(block.parts, NeuronTerms):
+            largest = tree.largest(*_of_neurons(tree, block.parts), n=tree.most)
+            neurons += [_neuron(tree, block, block.parts, number, lead) for number in largest]
+    return _ranked(heads)[: tree.most], _ranked(neurons)[: tree.most]
+
+
+def _ranked(terms: Sequence[Term]) -> list[Term]:
+    return sorted(terms, key=lambda term: -abs(term.z))
 
 
 def _largest_activations(tree: _Tree, neurons: NeuronTerms) -> list[dict[str, Any]]:

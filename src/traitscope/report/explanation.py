@@ -38,9 +38,15 @@ def print_explanation(console: Console, explanation: Explanation) -> None:
             (f"  (stored by the run: z {explanation.stored_z:+.3f})", "dim"),
         )
     )
-    for term in explanation.terms:
+    for term in explanation.tree.terms:
         _add(tree, term)
     console.print(tree)
+    for title, terms in (("heads", explanation.tree.heads), ("neurons", explanation.tree.neurons)):
+        ranking = Tree(Text(f"{title} of all blocks that wrote most", style="bold"))
+        for term in terms:
+            _add(ranking, term)
+        if terms:
+            console.print(ranking)
     console.print(
         Text(
             "z = (raw − usual) / deviation, usual and deviation being those of neutral replies. The raw values of a "
@@ -80,7 +86,8 @@ def _passage(explanation: Explanation) -> Text:
     shown_after = after if len(after) <= _MOST_AFTER else after[:_MOST_AFTER] + "…"
     lead = " " if explanation.token[:1].isspace() else ""
     gap = " " if explanation.after[:1].isspace() else ""
-    return Text.assemble(shown_before, lead, (one_line(explanation.token) or "␣", "bold reverse"), gap, shown_after)
+    token = f"⟦{one_line(explanation.token) or '␣'}⟧"
+    return Text.assemble(shown_before, lead, (token, "bold reverse"), gap, shown_after)
 
 
 def _add(tree: Tree, term: Term) -> None:
