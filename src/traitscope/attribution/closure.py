@@ -16,14 +16,18 @@ from traitscope.attribution.explanation import find_generation
 from traitscope.attribution.terms import Attribution
 from traitscope.captures.reading import open_run
 from traitscope.errors import InputError
+from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
 from traitscope.run.reload import model_of_run
-from traitscope.traits.vectors import load_vectors
+from traitscope.traits.vectors import TraitVectors, load_vectors
 
 SumKind = Literal["score", "attention", "mlp"]
 LIMITS = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 1e-2}
 """Of the summed sizes of what is added up. The one for float32 is what traitscope promises; the others allow for the
 rounding of every addition to the stream in that dtype."""
+
+_TERM_BYTES = 16_000_000
+"""Of the terms of one layer in float64; all layers of a text stay until its sums are checked."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +95,27 @@ def check_closure(
     unsplit: dict[str, str] = {}
     for done, identity in enumerate(chosen, start=1):
         tokens = run.tokens.filter(pl.col("generation") == identity).sort("position").collect()
-        attribution = attribute(model, tokens["token_id"].to_list(), vectors, every_layer=True)
-        for gap in gaps_of(attribution, identity):
-            worst[gap.kind] = _worse(worst.get(gap.kind), gap)
-        unsplit |= {block.name: block.problem for block in attribution.blocks if block.problem is not None}
+        for attribution in _in_pieces(model, tokens["token_id"].to_list(), vectors):
+            for gap in gaps_of(attribution, identity):
+                worst[gap.kind] = _worse(worst.get(gap.kind), gap)
+            unsplit |= {block.name: block.problem for block in attribution.blocks if block.problem is not None}
         on_progress(done, len(chosen))
     dtype = str(model.dtype).removeprefix("torch.")
     return Closure(
         str(run_dir), dtype, len(chosen), LIMITS.get(dtype, LIMITS["float32"]), tuple(worst.values()), unsplit
     )
+
+
+def _in_pieces(
+    model: LanguageModel, token_ids: Sequence[int], vectors: Sequence[TraitVectors]
+) -> Iterator[Attribution]:
+    """All positions of a text, as many at a time as have their terms in a bounded piece of memory."""
+    facts = facts_of_module(model.module)
+    terms_per_position = len(vectors) * max(facts.n_heads * len(token_ids), facts.n_neurons)
+    n_at_once = max(1, _TERM_BYTES // (8 * terms_per_position))
+    for start in range(0, len(token_ids), n_at_once):
+        positions = range(start, min(start + n_at_once, len(token_ids)))
+        yield attribute(model, token_ids, vectors, positions, every_layer=True)
 
 
 def gaps_of(attribution: Attribution, generation: str) -> Iterator[Gap]:

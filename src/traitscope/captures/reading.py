@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,7 +92,7 @@ class Run:
         self.traits = dict(traits)
         self.checkpoints = checkpoints
         self.title = title
-        self._open_tensors = open_tensors
+        self._open_tensors = cache(open_tensors)  # headers of all shards are read at most once
 
     def checkpoint(self, layer: int, site: str = "resid_post") -> str:
         """The stored name of a state; ``resid_pre.l`` is stored as ``resid_post.(l-1)``.
