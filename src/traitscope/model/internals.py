@@ -104,6 +104,7 @@ def open_layers(
     Raises:
         RuntimeError: a layer does not do what it did when the model's blocks were found.
     """
+    blocks = model.blocks  # now: where they are not known yet they are found by a pass that would be observed below
     queries = torch.tensor(range(len(token_ids)) if positions is None else positions, device=model.device)
     records = {layer: _Record(model, layer, names, queries) for layer, names in wanted.items()}
     by_module = {
@@ -124,7 +125,7 @@ def open_layers(
         if calling:
             stack.enter_context(attention_calls(model.module, calling, observe))
         for layer, record in records.items():
-            stack.enter_context(_opened(model, record, emit, is_last=layer == max(wanted)))
+            stack.enter_context(_opened(model, blocks[layer], record, emit, is_last=layer == max(wanted)))
         with suppress(_EnoughError):
             replay(model, token_ids)
 
@@ -191,9 +192,14 @@ class _Record:
 
 @contextmanager
 def _opened(
-    model: LanguageModel, record: _Record, emit: Callable[[LayerInternals], None], *, is_last: bool
+    model: LanguageModel,
+    blocks: LayerBlocks,
+    record: _Record,
+    emit: Callable[[LayerInternals], None],
+    *,
+    is_last: bool,
 ) -> Iterator[None]:
-    blocks, names = model.blocks[record.layer], record.names
+    names = record.names
     handles: list[Any] = []
 
     def after(path: str, hook: Callable[..., None]) -> None:
