@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_biased_model, tiny_model, tiny_tokenizer
 from traitscope import cli
 from traitscope.model.capture import ReaderBank
 from traitscope.model.loading import LanguageModel, load_model
@@ -25,15 +25,15 @@ def embedded() -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., LanguageModel]:
-    """``tiny(architecture, eos=...)``: a wrapped tiny model; models are kept for the session."""
+    """``tiny(architecture, eos=..., biased=...)``: a wrapped tiny model; models are kept for the session."""
     kept: dict[tuple[Any, ...], LanguageModel] = {}
 
-    def make(architecture: str = "llama", *, eos: tuple[int, ...] = (2,)) -> LanguageModel:
-        if (architecture, eos) not in kept:
-            module = tiny_model(architecture)
+    def make(architecture: str = "llama", *, eos: tuple[int, ...] = (2,), biased: bool = False) -> LanguageModel:
+        if (architecture, eos, biased) not in kept:
+            module = tiny_biased_model(architecture) if biased else tiny_model(architecture)
             module.generation_config.eos_token_id = list(eos)
-            kept[architecture, eos] = load_model(module, tiny_tokenizer())
-        return kept[architecture, eos]
+            kept[architecture, eos, biased] = load_model(module, tiny_tokenizer())
+        return kept[architecture, eos, biased]
 
     return make
 

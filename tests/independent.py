@@ -22,6 +22,7 @@ ATTENTION_ADDS: dict[str, tuple[str, float]] = {
     "granite": ("self_attn", 0.22),
     "bloom": ("self_attention.dense", 1.0),
     "opt": ("self_attn", 1.0),
+    "gpt_oss": ("self_attn", 1.0),
 }
 LAYERS = {
     "gpt2": "transformer.h",

@@ -94,6 +94,17 @@ def _opt() -> Any:
     return tf.OPTConfig(**_COMMON, ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=True)
 
 
+def _gpt_oss() -> Any:
+    """Attention sinks, every other layer with a sliding window, experts whose maps have biases."""
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 128}
+    return tf.GptOssConfig(**_GATED, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, rope_parameters=rope)
+
+
+def _phi() -> Any:
+    """Parallel blocks that share one dropout module."""
+    return tf.PhiConfig(**_COMMON, intermediate_size=48, num_key_value_heads=2)
+
+
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": _llama,
     "qwen2": _qwen2,
@@ -109,8 +120,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "granite": _granite,
     "bloom": _bloom,
     "opt": _opt,
+    "gpt_oss": _gpt_oss,
+    "phi": _phi,
 }
-PARALLEL = {"gpt_neox"}
+PARALLEL = {"gpt_neox", "phi"}
 
 
 def tiny_model(architecture: str, *, seed: int = 0) -> Any:
@@ -122,6 +135,16 @@ def tiny_model(architecture: str, *, seed: int = 0) -> Any:
             if parameter.dim() > 1:
                 parameter.mul_(4.0)
     return model.eval()
+
+
+def tiny_biased_model(architecture: str) -> Any:
+    """``tiny_model`` with biases, gains of norms and attention sinks off their initial zeros and ones."""
+    model = tiny_model(architecture)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 or name.endswith("bias"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
 
 
 CHAT_TEMPLATE = (
