@@ -14,8 +14,9 @@ import independent_internals as independent
 from tiny_models import CONFIGS, PARALLEL, VOCAB, tiny_model, tiny_tokenizer
 from traitscope.errors import InputError
 from traitscope.model.attention import attention_calls
-from traitscope.model.internals import TENSORS, LayerInternals, open_layers, refuse_unreadable
+from traitscope.model.internals import LayerInternals, open_layers, refuse_unreadable
 from traitscope.model.loading import LanguageModel, load_model
+from traitscope.tensor_names import TENSORS
 
 IDS = torch.randint(45, VOCAB, (24,), generator=torch.Generator().manual_seed(3)).tolist()
 WINDOW = 8
