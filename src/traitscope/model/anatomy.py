@@ -320,7 +320,7 @@ def _scaled_pair(
 
 def _exact_one(scale: float) -> float:
     """A fitted scale without the rounding of the fit where it is that of a plain sum."""
-    return 1.0 if abs(scale - 1) < _ROUNDING else scale
+    return 1.0 if abs(scale - 1) < _RELATIVE_TOLERANCE else scale
 
 
 def _nearest_miss(difference: torch.Tensor, outputs: list[tuple[Site, torch.Tensor]]) -> str:
