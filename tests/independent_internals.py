@@ -120,7 +120,7 @@ def head_outputs(model: Any, architecture: str, token_ids: Sequence[int]) -> lis
     """What each head read ``[heads, seq, d_head]``: the output projection's input, heads side by side."""
     with recorded([heads_projection(layer, architecture) for layer in layers_of(model, architecture)], "input") as seen:
         run(model, token_ids)
-    return [given.unflatten(-1, (N_HEADS, D_HEAD)).transpose(0, 1) for given in seen]
+    return [given.unflatten(-1, (model.config.num_attention_heads, -1)).transpose(0, 1) for given in seen]
 
 
 def neurons(model: Any, architecture: str, token_ids: Sequence[int]) -> list[torch.Tensor]:

@@ -95,6 +95,11 @@ def test_all_that_is_opened_equals_another_computation(tiny: Callable[..., Langu
     assert {name: gap for name, gap in found.items() if gap > CLOSE} == {}
 
 
+@pytest.mark.slow
+def test_all_that_is_opened_of_the_embedded_model_equals_another_computation(embedded: LanguageModel) -> None:
+    assert {name: gap for name, gap in differences(embedded, "llama").items() if gap > CLOSE} == {}
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_rows_of_a_pattern_see_what_attention_may_see(tiny: Callable[..., LanguageModel], architecture: str) -> None:
     behind = torch.arange(len(IDS))[:, None] - torch.arange(len(IDS))
