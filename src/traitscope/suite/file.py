@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from traitscope.errors import InputError, near_names
 from traitscope.suite.layers import LayerSpec, layer_spec_problem
@@ -53,32 +53,27 @@ class GenerationOverrides(_Strict):
     seed: int | None = None
 
 
+def _layers_with_a_form(layers: Any) -> Any:
+    if problem := layer_spec_problem(layers):
+        raise ValueError(problem)
+    return layers
+
+
+_Layers = Annotated[LayerSpec, BeforeValidator(_layers_with_a_form)]
+
+
 class ScoresCapture(_Strict):
     """Scores, writes and norms."""
 
-    layers: LayerSpec = Field("all", description="layers whose checkpoints are kept")
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _layers_have_a_form(cls, layers: Any) -> Any:
-        if problem := layer_spec_problem(layers):
-            raise ValueError(problem)
-        return layers
+    layers: _Layers = Field("all", description="layers whose checkpoints are kept")
 
 
 class InternalsCapture(_Strict):
     """Layers fully open: what attention and MLP computed."""
 
-    layers: LayerSpec = Field("readout", description="layers that are opened")
+    layers: _Layers = Field("readout", description="layers that are opened")
     keep: list[TensorName] = Field(list(TENSORS), min_length=1, description="tensors that are kept")
     dtype: Literal["model", "float32"] = Field("model", description="the model's own, or float32")
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _layers_have_a_form(cls, layers: Any) -> Any:
-        if problem := layer_spec_problem(layers):
-            raise ValueError(problem)
-        return layers
 
 
 class Capture(_Strict):
