@@ -45,19 +45,33 @@ class Splits(_Strict):
     test: list[Pair] = []
 
 
+class Prefills(_Strict):
+    """Beginnings of a response that move a model towards each pole, whatever it is asked. Fitting never reads them."""
+
+    positive: list[str] = Field(min_length=1)
+    negative: list[str] = Field(min_length=1)
+
+
 class ScenarioSet(_Strict):
-    """All texts of one trait, divided by topic into train, dev and a test split that fitting never reads."""
+    """All texts of one trait, divided by topic into train, dev and a test split that fitting never reads.
+
+    ``related`` names traits that are expected to go along with this one or against it, each with the reason; it is
+    declared before anything is fitted.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
     description: str
     positive: Pole
     negative: Pole
+    related: dict[str, str] = {}
     stock_phrases: dict[Split, list[str]] = {}
+    prefills: Prefills | None = None
     splits: Splits
 
     def digest(self) -> str:
-        """SHA-256 of everything in the set."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 of everything in the set that fitting may read."""
+        read = self.model_dump_json(exclude={"related", "prefills"})
+        return hashlib.sha256(read.encode()).hexdigest()
 
 
 class NeutralPrompts(_Strict):
