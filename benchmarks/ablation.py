@@ -369,35 +369,43 @@ def correlation(effects: Effects) -> dict[str, Any]:
     """Spearman's rank correlation with 95 % bootstrap intervals, over components and over texts."""
     direct, total = effects.overall()
     random = np.random.default_rng(SEED)
-    n_texts = len(effects.n_tokens)
-    weights = random.multinomial(n_texts, [1 / n_texts] * n_texts, size=N_RESAMPLES).astype(float)
+    by_text = effects.means(_resamples(len(effects.n_tokens), random))
     return {
         "n": len(direct),
         "rho": float(spearmanr(direct, total).statistic),
-        "over_components": _interval(_resampled_by_component(effects, random)),
-        "over_texts": _interval([_rho(d, t) for d, t in zip(*effects.means(weights), strict=True)]),
+        "over_components": _interval(_by_component(effects, random)),
+        "over_texts": _interval(_correlations(*(rankdata(means, axis=1) for means in by_text))),
     }
 
 
-def _resampled_by_component(effects: Effects, random: np.random.Generator) -> list[float]:
+def _resamples(n: int, random: np.random.Generator) -> np.ndarray:
+    """How often each of ``n`` things is drawn: ``[N_RESAMPLES, n]``."""
+    return random.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
+
+
+def _by_component(effects: Effects, random: np.random.Generator) -> np.ndarray:
     """A component that was chosen for several traits is drawn with all its cases, which are not independent."""
-    direct, total = effects.overall()
     numbers = {component: n for n, component in enumerate(sorted({case.component for case in effects.cases}))}
-    owner = np.array([numbers[case.component] for case in effects.cases])
-    shares = [1 / len(numbers)] * len(numbers)
-    found = []
-    for times in random.multinomial(len(numbers), shares, size=N_RESAMPLES):
-        drawn = np.repeat(np.arange(len(owner)), times[owner])
-        found.append(_rho(direct[drawn], total[drawn]))
-    return found
+    times = _resamples(len(numbers), random)[:, [numbers[case.component] for case in effects.cases]]
+    return _correlations(*(_ranks(means, times) for means in effects.overall()), times)
 
 
-def _rho(x: np.ndarray, y: np.ndarray) -> float:
-    """What ``spearmanr`` returns, without its overhead, which 2,000 resamples would feel."""
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+def _ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Ranks of different ``values`` ``[n]`` in samples that hold each of them ``times`` ``[samples, n]``."""
+    order = np.argsort(values)
+    ranks = np.empty(times.shape)
+    ranks[:, order] = times[:, order].cumsum(axis=1) - (times[:, order] - 1) / 2
+    return ranks
 
 
-def _interval(values: Sequence[float]) -> list[float]:
+def _correlations(x: np.ndarray, y: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+    """Pearson's correlation of each row of ``x`` and ``y`` ``[samples, n]``, each entry taken ``times`` (else once)."""
+    weights = np.ones(x.shape) if times is None else times
+    x, y = (v - (weights * v).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True) for v in (x, y))
+    return (weights * x * y).sum(axis=1) / np.sqrt((weights * x * x).sum(axis=1) * (weights * y * y).sum(axis=1))
+
+
+def _interval(values: np.ndarray) -> list[float]:
     return np.percentile(values, [2.5, 97.5]).tolist()
 
 
