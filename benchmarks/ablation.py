@@ -44,7 +44,7 @@ N_RESAMPLES = 2000
 SEED = 0
 Kind = Literal["head", "neuron"]
 Pool = Literal["top", "random"]
-DEPTHS = ((0, 2), (3, 5), (6, 99))
+DEPTHS = ((0, 0), (1, 2), (3, 5), (6, 99))
 """Bands of how many layers a component lies in front of R's layer."""
 KINDS: tuple[Kind, ...] = ("head", "neuron")
 BLOCK_KINDS: dict[Kind, BlockKind] = {"head": "attention", "neuron": "mlp"}
@@ -460,7 +460,7 @@ def depth_table(depths: Sequence[dict[str, Any]]) -> Table:
     for entry in depths:
         first, last = entry["layers_in_front"]
         table.add_row(
-            f"{first} to {last}" if last < 99 else f"{first} or more",
+            f"{first} or more" if last == 99 else str(first) if first == last else f"{first} to {last}",
             entry["parts"],
             str(entry["rank_correlation"]["n"]),
             str(entry["n_top"]),
