@@ -25,8 +25,9 @@ from scipy.stats import rankdata, spearmanr
 
 from traitscope.attribution.attribute import attribute
 from traitscope.attribution.neutral import neutral_means
-from traitscope.attribution.terms import BlockTerms, HeadTerms, NeutralMeans
+from traitscope.attribution.terms import BlockKind, BlockTerms, HeadTerms, NeutralMeans
 from traitscope.bench.machine import describe_machine
+from traitscope.model.blocks import Block
 from traitscope.model.decode import decode
 from traitscope.model.loading import LanguageModel, load_source
 from traitscope.model.replay import replay
@@ -43,7 +44,10 @@ N_RESAMPLES = 2000
 SEED = 0
 Kind = Literal["head", "neuron"]
 Pool = Literal["top", "random"]
+DEPTHS = ((0, 0), (1, 2), (3, 5), (6, 99))
+"""Bands of how many layers a component lies in front of R's layer."""
 KINDS: tuple[Kind, ...] = ("head", "neuron")
+BLOCK_KINDS: dict[Kind, BlockKind] = {"head": "attention", "neuron": "mlp"}
 
 
 class Text(NamedTuple):
@@ -160,8 +164,8 @@ def direct_effects(
     found: dict[Kind, list[np.ndarray]] = {kind: [] for kind in KINDS}
     for text in texts:
         split = attribute(model, text.token_ids, vectors, text.content, neutral)
-        for kind, block_kind in (("head", "attention"), ("neuron", "mlp")):
-            blocks = [block for block in split.blocks if block.kind == block_kind]
+        for kind in KINDS:
+            blocks = [block for block in split.blocks if block.kind == BLOCK_KINDS[kind]]
             found[kind].append(np.stack([_block_effects(block, vectors) for block in blocks], axis=1))
     return {kind: np.stack(effects) for kind, effects in found.items()}
 
@@ -244,21 +248,22 @@ def ablating(
     It does so at the response's positions, the only ones that the neutral mean describes: it was taken over response
     tokens. The prompt stays as it was, and with it position 0, whose massive states have no like among them.
     """
+    layers = sorted({component.layer for component in components})
+    projections = [(layer, *found) for layer in layers for found in _projections(model, layer)]
     with ExitStack() as stack:
-        for layer in sorted({component.layer for component in components}):
-            rows = {1 + row: c for row, c in enumerate(components) if c.layer == layer}
+        for layer in layers:
             module = model.module.get_submodule(model.anatomy.layers[layer].path)
-            handle = module.register_forward_pre_hook(_appending(len(rows)))
-            stack.callback(handle.remove)
-            for kind, path, width in _projections(model, layer):
-                inputs = torch.from_numpy(neutral[layer, "attention" if kind == "head" else "mlp"].inputs)
-                slices = {
-                    row: slice(c.index * width, (c.index + 1) * width) for row, c in rows.items() if c.kind == kind
-                }
-                handle = model.module.get_submodule(path).register_forward_pre_hook(
-                    _replacing(slices, inputs, n_prompt)
-                )
-                stack.callback(handle.remove)
+            n_rows = sum(component.layer == layer for component in components)
+            stack.callback(module.register_forward_pre_hook(_appending(n_rows)).remove)
+        for layer, kind, path, width in projections:
+            slices = {
+                1 + row: slice(c.index * width, (c.index + 1) * width)
+                for row, c in enumerate(components)
+                if (c.layer, c.kind) == (layer, kind)
+            }
+            inputs = torch.from_numpy(neutral[layer, BLOCK_KINDS[kind]].inputs)
+            hook = _replacing(slices, inputs, n_prompt)
+            stack.callback(model.module.get_submodule(path).register_forward_pre_hook(hook).remove)
         yield
 
 
@@ -266,12 +271,14 @@ def _projections(model: LanguageModel, layer: int) -> Iterator[tuple[Kind, str, 
     """Of each kind: the projection that reads its components, and how many inputs each of them has."""
     found = model.blocks[layer]
     n_heads = int(model.module.config.num_attention_heads)
-    for kind, block in (("head", found.attention), ("neuron", found.mlp)):
+    blocks: dict[Kind, Block | None] = {"head": found.attention, "neuron": found.mlp}
+    for kind, block in blocks.items():
         assert block is not None
         assert block.projection is not None
-        # Neutral inputs are what the projection reads only where nothing scales what it returns.
+        # Neutral inputs are what the projection reads only where nothing scales what it returns. (The multiplier of
+        # a plain sum is fitted, and may miss 1 by rounding.)
         assert block.norm is None
-        assert block.multiplier == 1
+        assert abs(block.multiplier - 1) < 1e-5
         n_inputs = model.module.get_submodule(block.projection).in_features
         yield kind, block.projection, n_inputs // n_heads if kind == "head" else 1
 
@@ -317,11 +324,30 @@ def figures(effects: Effects, vectors: Sequence[TraitVectors]) -> dict[str, Any]
         "distinct_components": len({case.component for case in effects.cases}),
         "only_direct": {"n": len(direct), "largest_difference": float(np.abs(total - direct).max(initial=0))},
         "groups": groups,
+        "by_depth": [depth_figures(effects, layers, band, kind) for band in DEPTHS for kind in KINDS],
         "cases": [
             {"trait": names[case.trait], "pool": case.pool, **asdict(case.component), "direct": d, "total": t}
             for case, d, t in zip(effects.cases, *(means.tolist() for means in effects.overall()), strict=True)
         ],
     }
+
+
+def depth_figures(effects: Effects, layers: Sequence[int], band: tuple[int, int], kind: Kind) -> dict[str, Any]:
+    """How direct and total effects of all traits go together at some distance from R, whose ``layers`` are given."""
+    first, last = band
+    cases = effects.of(lambda c: c.component.kind == kind and first <= layers[c.trait] - c.component.layer <= last)
+    direct, total = cases.of(lambda case: case.pool == "top").overall()
+    return {
+        "layers_in_front": band,
+        "parts": f"{kind}s",
+        "n_top": len(direct),
+        "rank_correlation": correlation(cases),
+        "top_sign_agreement": _same_sign(direct, total),
+    }
+
+
+def _same_sign(direct: np.ndarray, total: np.ndarray) -> float:
+    return float((np.sign(direct) == np.sign(total)).mean())
 
 
 def group_figures(effects: Effects) -> dict[str, Any]:
@@ -332,7 +358,7 @@ def group_figures(effects: Effects) -> dict[str, Any]:
     return {
         "rank_correlation": {pool: correlation(cases) for pool, cases in pools.items()},
         "top_rank_correlation_of_sizes": float(spearmanr(np.abs(direct), np.abs(total)).statistic),
-        "top_sign_agreement": float((np.sign(direct) == np.sign(total)).mean()),
+        "top_sign_agreement": _same_sign(direct, total),
         "top_total_over_direct": np.percentile(total / direct, [25, 50, 75]).tolist(),
         "median_size_of_total": sizes,
         "top_over_random": sizes["top"] / sizes["random"],
@@ -343,42 +369,52 @@ def correlation(effects: Effects) -> dict[str, Any]:
     """Spearman's rank correlation with 95 % bootstrap intervals, over components and over texts."""
     direct, total = effects.overall()
     random = np.random.default_rng(SEED)
-    n_texts = len(effects.n_tokens)
-    weights = random.multinomial(n_texts, [1 / n_texts] * n_texts, size=N_RESAMPLES).astype(float)
+    by_text = effects.means(_resamples(len(effects.n_tokens), random))
     return {
         "n": len(direct),
         "rho": float(spearmanr(direct, total).statistic),
-        "over_components": _interval(_resampled_by_component(effects, random)),
-        "over_texts": _interval([_rho(d, t) for d, t in zip(*effects.means(weights), strict=True)]),
+        "over_components": _interval(_by_component(effects, random)),
+        "over_texts": _interval(_correlations(*(rankdata(means, axis=1) for means in by_text))),
     }
 
 
-def _resampled_by_component(effects: Effects, random: np.random.Generator) -> list[float]:
+def _resamples(n: int, random: np.random.Generator) -> np.ndarray:
+    """How often each of ``n`` things is drawn: ``[N_RESAMPLES, n]``."""
+    return random.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
+
+
+def _by_component(effects: Effects, random: np.random.Generator) -> np.ndarray:
     """A component that was chosen for several traits is drawn with all its cases, which are not independent."""
-    direct, total = effects.overall()
     numbers = {component: n for n, component in enumerate(sorted({case.component for case in effects.cases}))}
-    owner = np.array([numbers[case.component] for case in effects.cases])
-    shares = [1 / len(numbers)] * len(numbers)
-    found = []
-    for times in random.multinomial(len(numbers), shares, size=N_RESAMPLES):
-        drawn = np.repeat(np.arange(len(owner)), times[owner])
-        found.append(_rho(direct[drawn], total[drawn]))
-    return found
+    times = _resamples(len(numbers), random)[:, [numbers[case.component] for case in effects.cases]]
+    return _correlations(*(_ranks(means, times) for means in effects.overall()), times)
 
 
-def _rho(x: np.ndarray, y: np.ndarray) -> float:
-    """What ``spearmanr`` returns, without its overhead, which 2,000 resamples would feel."""
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+def _ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Ranks of different ``values`` ``[n]`` in samples that hold each of them ``times`` ``[samples, n]``."""
+    order = np.argsort(values)
+    ranks = np.empty(times.shape)
+    ranks[:, order] = times[:, order].cumsum(axis=1) - (times[:, order] - 1) / 2
+    return ranks
 
 
-def _interval(values: Sequence[float]) -> list[float]:
+def _correlations(x: np.ndarray, y: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+    """Pearson's correlation of each row of ``x`` and ``y`` ``[samples, n]``, each entry taken ``times`` (else once)."""
+    weights = np.ones(x.shape) if times is None else times
+    x, y = (v - (weights * v).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True) for v in (x, y))
+    return (weights * x * y).sum(axis=1) / np.sqrt((weights * x * x).sum(axis=1) * (weights * y * y).sum(axis=1))
+
+
+def _interval(values: np.ndarray) -> list[float]:
     return np.percentile(values, [2.5, 97.5]).tolist()
 
 
 def show(found: dict[str, Any]) -> None:
     console = Console(width=220)
-    console.print(f"{found['texts']} texts, {found['content_tokens']} content tokens, {found['distinct_components']}")
-    console.print(correlation_table(found["groups"]), effect_table(found["groups"]))
+    console.print(
+        f"{found['texts']} texts, {found['content_tokens']} content tokens, {found['distinct_components']} components"
+    )
+    console.print(correlation_table(found["groups"]), effect_table(found["groups"]), depth_table(found["by_depth"]))
     check = found["only_direct"]
     console.print(
         f"{check['n']} neurons in R's own layer, where both effects are the same quantity: they differ by at most "
@@ -415,6 +451,21 @@ def effect_table(groups: Sequence[dict[str, Any]]) -> Table:
             f"{sizes['top']:.4f}",
             f"{sizes['random']:.4f}",
             f"{group['top_over_random']:.1f}",
+        )
+    return table
+
+
+def depth_table(depths: Sequence[dict[str, Any]]) -> Table:
+    table = Table("layers in front of R", "parts", "cases", "of the top", "all", "same sign, top", box=box.MARKDOWN)
+    for entry in depths:
+        first, last = entry["layers_in_front"]
+        table.add_row(
+            f"{first} or more" if last == 99 else str(first) if first == last else f"{first} to {last}",
+            entry["parts"],
+            str(entry["rank_correlation"]["n"]),
+            str(entry["n_top"]),
+            _shown(entry["rank_correlation"]),
+            f"{entry['top_sign_agreement']:.0%}",
         )
     return table
 
