@@ -275,10 +275,9 @@ def _projections(model: LanguageModel, layer: int) -> Iterator[tuple[Kind, str, 
     for kind, block in blocks.items():
         assert block is not None
         assert block.projection is not None
-        # Neutral inputs are what the projection reads only where nothing scales what it returns. (The multiplier of
-        # a plain sum is fitted, and may miss 1 by rounding.)
+        # Neutral inputs are what the projection reads only where nothing scales what it returns.
         assert block.norm is None
-        assert abs(block.multiplier - 1) < 1e-5
+        assert block.multiplier == 1
         n_inputs = model.module.get_submodule(block.projection).in_features
         yield kind, block.projection, n_inputs // n_heads if kind == "head" else 1
 

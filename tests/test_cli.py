@@ -117,16 +117,16 @@ def test_a_night_from_plan_to_resume(command: Any, tmp_path: Path, tiny_director
     code, out, _ = command("plan", suite, "--json")
     described = json.loads(out)
     assert code == 0
-    assert (described["captures"], described["generations"], described["checkpoints"]) == (4 + 3 + 8, 12, 7)
-    assert described["old_procedure"]["model_loads"] == 15
+    assert (described["captures"], described["generations"], described["checkpoints"]) == (4 + 3 + 1 + 8, 12, 7)
+    assert described["old_procedure"]["model_loads"] == 16
     assert command("run", suite, "--dry-run")[0] == 0
     code, out, err = command("run", suite, "--out", tmp_path / "runs", "--json")
     summary = json.loads(out)
-    assert (code, summary["counts"], summary["cost"]["model_loads"]) == (0, {"ok": 15}, 1)
+    assert (code, summary["counts"], summary["cost"]["model_loads"]) == (0, {"ok": 16}, 1)
     assert "run directory:" in err
     run_dir = Path(summary["run"])
     code, out, _ = command("run", "--resume", run_dir)
-    assert (code, "captured 15 of 15" in out) == (0, True)
+    assert (code, "captured 16 of 16" in out) == (0, True)
     code, out, _ = command("status", run_dir)
     assert (code, "complete, 1 of 1 shards committed" in out) == (0, True)
 

@@ -50,6 +50,7 @@ def describe_plan(prepared: Prepared, batch_size: int | None, out: Path) -> dict
     longest = max((task.n_prompt + task.most_response_tokens for task in tasks), default=1)
     prompt_tokens = sum(task.n_prompt for task in tasks)
     response_tokens = sum(task.most_response_tokens for task in tasks)
+    replayed_tokens = sum(task.n_prompt + task.most_response_tokens for task in tasks if task.opened is not None)
     return {
         "suite": prepared.loaded.suite.name,
         "model": prepared.source.name,
@@ -82,7 +83,7 @@ def describe_plan(prepared: Prepared, batch_size: int | None, out: Path) -> dict
         },
         "what_ifs": _what_ifs(setting, prepared, tasks, batch_size),
         "old_procedure": _old_procedure(prepared),
-        "token_forwards": prompt_tokens + response_tokens,
+        "token_forwards": prompt_tokens + response_tokens + replayed_tokens,
     }
 
 
