@@ -74,7 +74,7 @@ def test_every_capture_is_there_and_equal_generations_ran_once(undisturbed: Path
     generations = run.generations.collect()
     assert generations["status"].to_list() == ["ok"] * N_GENERATIONS
     assert len(run.captures.collect()) == 24 + 3 + 3 + 8
-    assert len(summary_of(run)) == 35
+    assert len(summary_of(run)) == 38
     assert all(entry["mean_z"]["loudness"] is not None for entry in summary_of(run))
     assert mean_z(run)["loudness"].null_count() == 0
     (session,) = json.loads((undisturbed / "run.json").read_text())["sessions"]
