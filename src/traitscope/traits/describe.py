@@ -42,5 +42,7 @@ def describe_trait(reference: TraitReference) -> dict[str, Any]:
         "negative": f"{scenarios.negative.name}: {scenarios.negative.description}",
         "pairs": {split: len(pairs) for split, pairs in splits.items()},
         "style_crossed": {split: sum(pair.crossed is not None for pair in pairs) for split, pairs in splits.items()},
+        "related": dict(scenarios.related),
+        "prefills": 0 if scenarios.prefills is None else len(scenarios.prefills.positive + scenarios.prefills.negative),
         "example": scenarios.splits.train[0].model_dump(exclude_none=True),
     }
