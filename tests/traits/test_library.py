@@ -11,7 +11,13 @@ import pytest
 from traitscope.traits.scenarios import Pair, ScenarioSet, library_folder, library_names, load_neutral, load_scenarios
 
 FIRST_PERSON = re.compile(r"\b(I|I'm|I've|I'd|I'll|me|my|mine|myself|we|our|us)\b")
-LEAST_PAIRS = {"train": 24, "dev": 8, "test": 16}
+LEAST_PAIRS = {"train": 32, "dev": 12, "test": 20}
+LEAST_PREFILLS = 8
+SIXTEEN = (
+    "abstract_concrete cognitive_load commitment_strength context_adherence convergent_divergent emotional_valence "
+    "instruction_boundary local_global paranoia_trust power_dynamics refusal retrieval_construction serial_parallel "
+    "sycophancy temporal_focus uncertainty_calibration"
+).split()
 
 
 @pytest.fixture(params=library_names())
@@ -35,14 +41,22 @@ def _phrases(texts: list[str], length: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + length]) for words in map(_words, texts) for i in range(len(words) - length + 1)}
 
 
-def test_the_four_traits_are_there() -> None:
-    assert library_names() == ["cognitive_load", "commitment_strength", "sycophancy", "uncertainty_calibration"]
+def test_the_sixteen_traits_are_there() -> None:
+    assert library_names() == SIXTEEN
 
 
 def test_there_are_enough_pairs_and_the_name_is_the_file(scenarios: ScenarioSet) -> None:
     assert scenarios.name in library_names()
     for split, pairs in _splits(scenarios).items():
         assert len(pairs) >= LEAST_PAIRS[split]
+
+
+def test_related_traits_exist_and_prefills_are_many_and_differ(scenarios: ScenarioSet) -> None:
+    assert set(scenarios.related) <= set(SIXTEEN) - {scenarios.name}
+    if scenarios.prefills is not None:
+        poles = (scenarios.prefills.positive, scenarios.prefills.negative)
+        assert all(len(set(pole)) == len(pole) >= LEAST_PREFILLS for pole in poles)
+        assert set(poles[0]).isdisjoint(poles[1])
 
 
 def test_nothing_stands_twice(scenarios: ScenarioSet) -> None:
