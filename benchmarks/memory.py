@@ -13,7 +13,9 @@ TRAITS = "uncertainty_calibration,commitment_strength,cognitive_load,sycophancy"
 
 
 def main() -> None:
-    subprocess.run([sys.executable, "-m", "traitscope", "traits", "fit", *TRAITS.split(",")], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [sys.executable, "-m", "traitscope", "traits", "fit", *TRAITS.split(",")], check=True, stdout=sys.stderr
+    )
     with tempfile.TemporaryDirectory() as folder:
         few, many = (peak_memory_bytes(Path(folder), n_prompts) for n_prompts in (50, 500))
     print(f"peak memory: 50 prompts {few / 1e9:.3f} GB, 500 prompts {many / 1e9:.3f} GB, ratio {many / few:.3f}")

@@ -436,6 +436,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say which blocks, heads and neurons wrote a trait at a token."""
+    if closure and (trait is not None or position is not None or top):
+        raise InputError("explain: --closure checks every trait and token; leave out --trait, --position and --top")
     if closure:
         _show_closure(run_dir, generation, as_json)
         return

@@ -4,6 +4,7 @@ one line."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,8 @@ def test_sums_close_for_every_token_and_trait(planted: tuple[Path, LanguageModel
             ("--generation", "asked/1", "--trait", "planted", "--top", "--position", "1"),
             "--top or --position, not both",
         ),
-        (("--generation", "", "--trait", "planted"), "stands for 2 generations"),
+        (("--generation", "", "--trait", "planted"), "--generation: is empty"),
+        (("--closure", "--trait", "planted"), "--closure checks every trait and token"),
         (("--trait", "planted"), "give one --generation and one --trait"),
     ],
 )
@@ -196,6 +198,54 @@ def test_a_wrong_question_is_one_line(
     assert (code, out) == (2, "")
     assert problem in err
     assert err.count("\n") == 1
+
+
+def _broken(run_dir: Path, folder: Path, name: str, content: bytes | None) -> Path:
+    copy = shutil.copytree(run_dir, folder / "run")
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(content)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem", "exit_code"),
+    [
+        ("plan.json", b"[]", "plan.json is damaged", 2),
+        ("plan.json", b'{"format_version": 3}', "plan.json is damaged: it lacks model, device", 2),
+        ("vectors/planted.safetensors", b"zz", "missing or damaged", 2),
+        ("vectors/planted.safetensors", None, "missing or damaged", 2),
+        ("suite.yaml", b"name: other", "suite.yaml was changed since the run began", 2),
+        ("shards/0000.scores.parquet", b"zz", "0000.scores.parquet has 2 bytes instead of", 1),
+        ("shards/0000.done.json", None, "is not captured yet; go on with: traitscope run --resume", 2),
+    ],
+)
+def test_a_damaged_run_is_one_line(
+    planted: tuple[Path, LanguageModel],
+    tmp_path: Path,
+    command: Any,
+    name: str,
+    content: bytes | None,
+    problem: str,
+    exit_code: int,
+) -> None:
+    run_dir = _broken(planted[0], tmp_path, name, content)
+    code, out, err = command("explain", run_dir, "--generation", "asked/1", "--trait", "planted")
+    assert (code, out) == (exit_code, "")
+    assert problem in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_has_vanished_is_one_line(planted: tuple[Path, LanguageModel], command: Any) -> None:
+    directory = Path(json.loads((planted[0] / "plan.json").read_text())["model"]["location"])
+    elsewhere = directory.rename(directory.with_name("elsewhere"))
+    try:
+        code, _, err = command("explain", planted[0], "--generation", "asked/1", "--trait", "planted")
+    finally:
+        elsewhere.rename(directory)
+    assert code == 2
+    assert "is not there any more" in err
 
 
 def test_the_command_prints_the_tree_and_the_same_as_json(planted: tuple[Path, LanguageModel], command: Any) -> None:

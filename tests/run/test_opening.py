@@ -68,7 +68,7 @@ def test_a_tensor_that_was_not_kept_is_refused_by_name(run: Run) -> None:
         _ = run.internals(generation, 0).sink
     with pytest.raises(InputError, match=r"layer 1 of generation \w+ was not opened; open: \[0, 2\]"):
         run.internals(generation, 1)
-    with pytest.raises(InputError, match="generation 'x' has no open layers"):
+    with pytest.raises(InputError, match="no generation with the id 'x' has open layers"):
         run.internals("x", 0)
 
 

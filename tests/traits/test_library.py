@@ -13,11 +13,24 @@ from traitscope.traits.scenarios import Pair, ScenarioSet, library_folder, libra
 FIRST_PERSON = re.compile(r"\b(I|I'm|I've|I'd|I'll|me|my|mine|myself|we|our|us)\b")
 LEAST_PAIRS = {"train": 32, "dev": 12, "test": 20}
 LEAST_PREFILLS = 8
-SIXTEEN = (
-    "abstract_concrete cognitive_load commitment_strength context_adherence convergent_divergent emotional_valence "
-    "instruction_boundary local_global paranoia_trust power_dynamics refusal retrieval_construction serial_parallel "
-    "sycophancy temporal_focus uncertainty_calibration"
-).split()
+SIXTEEN = [
+    "abstract_concrete",
+    "cognitive_load",
+    "commitment_strength",
+    "context_adherence",
+    "convergent_divergent",
+    "emotional_valence",
+    "instruction_boundary",
+    "local_global",
+    "paranoia_trust",
+    "power_dynamics",
+    "refusal",
+    "retrieval_construction",
+    "serial_parallel",
+    "sycophancy",
+    "temporal_focus",
+    "uncertainty_calibration",
+]
 
 
 @pytest.fixture(params=library_names())

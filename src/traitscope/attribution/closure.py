@@ -12,9 +12,8 @@ import polars as pl
 
 from traitscope.analysis.attribution import closing_gap
 from traitscope.attribution.attribute import attribute
-from traitscope.attribution.explanation import find_generation
+from traitscope.attribution.explanation import find_generation, sound_run, why_not_captured
 from traitscope.attribution.terms import Attribution
-from traitscope.captures.reading import open_run
 from traitscope.errors import InputError
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
@@ -82,13 +81,14 @@ def check_closure(
 
     Raises:
         InputError: no such run or generation; the model is not the run's.
+        RunError: a file of the run is damaged.
     """
     run_dir = Path(run_dir)
-    run = open_run(run_dir)
+    run = sound_run(run_dir)
     captured = run.generations.filter(pl.col("status") == "ok").collect()["generation"].to_list()
     chosen = captured if generations is None else [find_generation(run, name)[0] for name in generations]
     if absent := [identity for identity in chosen if identity not in captured]:
-        raise InputError(f"--generation {absent[0]}: nothing was captured of it")
+        raise InputError(f"--generation {absent[0]}: {why_not_captured(run, absent[0])}")
     model = model or model_of_run(run_dir)
     vectors = [load_vectors(run_dir / "vectors" / f"{name}.safetensors") for name in run.traits]
     worst: dict[SumKind, Gap] = {}
@@ -96,7 +96,7 @@ def check_closure(
     for done, identity in enumerate(chosen, start=1):
         tokens = run.tokens.filter(pl.col("generation") == identity).sort("position").collect()
         for attribution in _in_pieces(model, tokens["token_id"].to_list(), vectors):
-            for gap in gaps_of(attribution, identity):
+            for gap in gaps_of(attribution, find_generation(run, identity)[1]):
                 worst[gap.kind] = _worse(worst.get(gap.kind), gap)
             unsplit |= {block.name: block.problem for block in attribution.blocks if block.problem is not None}
         on_progress(done, len(chosen))
@@ -119,7 +119,7 @@ def _in_pieces(
 
 
 def gaps_of(attribution: Attribution, generation: str) -> Iterator[Gap]:
-    """The worst gap of every sum of an attribution."""
+    """The worst gap of every sum of an attribution; ``generation`` is what people call it."""
     for number, trait in enumerate(attribution.traits):
         gaps = closing_gap(attribution.block_parts(number), attribution.score[number])
         yield _gap("score", gaps, generation, trait, attribution, None)

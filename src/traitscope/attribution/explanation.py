@@ -14,9 +14,11 @@ import polars as pl
 from traitscope.attribution.attribute import attribute
 from traitscope.attribution.neutral import neutral_means
 from traitscope.attribution.tree import ScoreTree, score_tree
+from traitscope.captures.integrity import check_shards
 from traitscope.captures.reading import Run, open_run
 from traitscope.errors import InputError, near_names
 from traitscope.model.loading import LanguageModel
+from traitscope.run.frozen import read_frozen
 from traitscope.run.reload import model_of_run
 from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.tokens import content_mask
@@ -84,9 +86,10 @@ def explain(
 
     Raises:
         InputError: no such run, generation, trait or position; the model is not the run's.
+        RunError: a file of the run is damaged.
     """
     run_dir = Path(run_dir)
-    run = open_run(run_dir)
+    run = sound_run(run_dir)
     asked = _AskedToken.find(run, generation, trait, position)
     vectors = load_vectors(run_dir / "vectors" / f"{trait}.safetensors")
     _refuse_without_spread(vectors)
@@ -138,7 +141,7 @@ class _AskedToken:
         identity, label = find_generation(run, generation)
         tokens = run.tokens.filter(pl.col("generation") == identity).sort("position").collect()
         if tokens.is_empty():
-            raise InputError(f"--generation {generation}: nothing was captured of it")
+            raise InputError(f"--generation {generation}: {why_not_captured(run, identity)}")
         scored = run.score(trait).filter(pl.col("generation") == identity).sort("position")
         if scored.is_empty():
             raise InputError(f"--trait {trait}: was not asked of generation {identity} ({label})")
@@ -157,6 +160,27 @@ def _largest(scored: pl.DataFrame) -> int:
     return int(np.argmax(np.where(content, np.abs(scored["z"].to_numpy()), -1.0)))
 
 
+def sound_run(run_dir: Path) -> Run:
+    """A run whose inputs are as they were and whose committed files have their sizes.
+
+    Raises:
+        InputError: not a run directory, or an input was changed.
+        RunError: a committed file is missing or changed.
+    """
+    run = open_run(run_dir)
+    read_frozen(run_dir)
+    check_shards(run_dir, deep=False)
+    return run
+
+
+def why_not_captured(run: Run, generation: str) -> str:
+    """What the run says of a generation of which it holds nothing."""
+    rows = run.generations.filter(pl.col("generation") == generation).collect().to_dicts()
+    if not rows:
+        return f"is not captured yet; go on with: traitscope run --resume {run.title}"
+    return f"was not captured: {rows[0]['status']}: {rows[0]['error']}"
+
+
 def find_generation(run: Run, wanted: str) -> tuple[str, str]:
     """The id and the label of a generation that is called by its id, the beginning of it, or
     ``experiment/prompt_id``.
@@ -164,15 +188,21 @@ def find_generation(run: Run, wanted: str) -> tuple[str, str]:
     Raises:
         InputError: none or several are called that.
     """
+    if not wanted:
+        raise InputError("--generation: is empty; give an id, the beginning of one, or experiment/prompt_id")
     labels: dict[str, list[str]] = {}
     for row in run.captures.select("generation", "experiment", "prompt_id").collect().to_dicts():
         labels.setdefault(row["generation"], []).append(f"{row['experiment']}/{row['prompt_id']}")
     found = [identity for identity, names in labels.items() if identity.startswith(wanted) or wanted in names]
     if len(found) == 1:
-        return found[0], labels[found[0]][0]
+        names = labels[found[0]]
+        return found[0], wanted if wanted in names else names[0]
     if not found:
         known = [f"{identity} ({names[0]})" for identity, names in list(labels.items())[:3]]
-        raise InputError(f"--generation {wanted}: not in {run.title}; there are {', '.join(known)}, …")
+        raise InputError(
+            f"--generation {wanted}: not in {run.title}; give an id, the beginning of one, or experiment/prompt_id, "
+            f"such as {', '.join(known)}"
+        )
     several = ", ".join(f"{identity} ({labels[identity][0]})" for identity in found[:3])
     raise InputError(f"--generation {wanted}: stands for {len(found)} generations: {several}, …; give more of the id")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from traitscope.errors import InputError
+
 
 @dataclass(frozen=True)
 class TraitCalibration:
@@ -32,13 +34,20 @@ class TraitCalibration:
 
 
 def read_calibration(path: Path) -> TraitCalibration:
-    """Read the calibration of a vector file."""
-    from safetensors import safe_open
+    """Read the calibration of a vector file.
 
-    with safe_open(path, framework="np") as file:
-        metadata = file.metadata()
-        names = list(file.keys())
-        statistics = {name: file.get_tensor(name) for name in names if name.startswith("neutral_")}
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+            names = list(file.keys())
+            statistics = {name: file.get_tensor(name) for name in names if name.startswith("neutral_")}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"vector file {path}: missing or damaged: {error}") from None
     positive, negative = json.loads(metadata["poles"])
     return TraitCalibration(
         trait=metadata["trait"],

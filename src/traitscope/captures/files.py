@@ -10,6 +10,7 @@ from typing import Any
 from traitscope.captures.schema import FORMAT_VERSION
 from traitscope.errors import InputError, RunError
 
+_PARTS_OF_A_PLAN = ("model", "device", "dtype", "checkpoints", "traits", "generations", "shards", "estimate", "inputs")
 _DONE = re.compile(r"(\d{4,})\.done\.json")
 
 
@@ -60,10 +61,14 @@ def read_frozen_plan(run_dir: Path) -> dict[str, Any]:
         raise InputError(f"run {run_dir}: has no plan.json: it is no run, or was stopped before it began") from None
     except ValueError as error:
         raise InputError(f"run {run_dir}: plan.json is damaged: {error}") from None
+    if not isinstance(plan, dict):
+        raise InputError(f"run {run_dir}: plan.json is damaged: it describes no plan")
     if plan.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"run {run_dir}: written in format {plan.get('format_version')}, this version reads {FORMAT_VERSION}"
         )
+    if absent := [name for name in _PARTS_OF_A_PLAN if name not in plan]:
+        raise InputError(f"run {run_dir}: plan.json is damaged: it lacks {', '.join(absent)}")
     return plan
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from traitscope.captures.files import internals_file
-from traitscope.errors import InputError
+from traitscope.errors import InputError, RunError
 from traitscope.tensor_names import EVERY_STORED
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class OpenLayer:
             return tensors[name]()
         if name in EVERY_STORED:
             raise AttributeError(f"{name} of layer {self.layer} was not kept; kept: {', '.join(self.names)}")
-        raise AttributeError(name)
+        raise AttributeError(f"an open layer has no {name}; kept: {', '.join(self.names)}")
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.names]
@@ -56,14 +56,21 @@ class OpenLayer:
 
 
 def stored_tensors(run_dir: Path, shards: Sequence[int]) -> dict[str, ReadTensor]:
-    """How to read every tensor of a run's open layers, by ``<generation>/<layer>/<tensor>``; only headers are read."""
-    from safetensors import safe_open
+    """How to read every tensor of a run's open layers, by ``<generation>/<layer>/<tensor>``; only headers are read.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
 
     found: dict[str, ReadTensor] = {}
     for path in (internals_file(run_dir, shard) for shard in shards):
         if path.is_file():
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
+            try:
+                with safe_open(path, framework="pt") as file:
+                    names = list(file.keys())
+            except SafetensorError as error:
+                raise RunError(f"{path} is damaged: {error}; traitscope verify says what else is") from None
             found |= {name: _reading(path, name) for name in names}
     return found
 
@@ -103,6 +110,6 @@ def open_layer(tensors: Mapping[str, ReadTensor], generation: str, layer: int, t
         raise InputError(f"layer {layer} of generation {generation} was not opened; open: {opened}")
     generations = sorted({name.split("/")[0] for name in tensors})
     raise InputError(
-        f"generation {generation!r} has no open layers in {title}; "
-        + (f"those with some: {', '.join(generations[:5])}" if generations else "no suite asked for internals")
+        f"no generation with the id {generation!r} has open layers in {title}; "
+        + (f"ids that have: {', '.join(generations[:5])}" if generations else "the suite asked for no internals")
     )

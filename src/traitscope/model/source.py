@@ -65,13 +65,15 @@ def find_source(name: str, *, revision: str | None = None, trust_remote_code: bo
 
 
 def check_reachable(source: ModelSource) -> None:
-    """Ask the hub once whether it has a model that is not in the local cache yet.
+    """See that a local model is still there, and ask the hub once for one that is not in the local cache yet.
 
     Without this, transformers asks for one file after another and waits half a minute between tries.
 
     Raises:
-        InputError: no such model or revision, no access to it, or no connection.
+        InputError: the path has vanished; no such model or revision on the hub, no access to it, or no connection.
     """
+    if source.kind in ("directory", "gguf") and not Path(source.location, source.gguf_file or "").exists():
+        raise InputError(f"model {source.name}: {Path(source.location, source.gguf_file or '')} is not there any more")
     if source.kind != "hub":
         return
     from huggingface_hub import HfApi, try_to_load_from_cache

@@ -31,6 +31,10 @@ def print_explanation(console: Console, explanation: Explanation) -> None:
         ),
         soft_wrap=True,
     )
+    if explanation.position == 0:
+        console.print(Text("the first token's states are far larger than any other's: its z is out of scale", "yellow"))
+    elif explanation.phase == "prompt":
+        console.print(Text("a prompt token: usual and deviation are those of reply tokens all the same", "yellow"))
     tree = Tree(
         Text.assemble(
             (f"z {explanation.z:+.3f}", "bold"),
@@ -50,8 +54,9 @@ def print_explanation(console: Console, explanation: Explanation) -> None:
     console.print(
         Text(
             "z = (raw − usual) / deviation, usual and deviation being those of neutral replies. The raw values of a "
-            "branch add up to the raw value above them, and so does z, but for single source tokens, whose usual value "
-            "is not known. Direct effects only: what a block changed in later blocks is booked there.",
+            "branch add up to the raw value above them, and so does z, but for single source tokens: their usual value "
+            "is not known, their z is raw / deviation. Direct effects only: what a block changed in later blocks is "
+            "booked there.",
             style="dim",
         )
     )

@@ -15,6 +15,7 @@ from traitscope.units import human_bytes, human_seconds
 _MOST_ROWS = 60
 _LEAST_TEXT_WIDTH, _MOST_TEXT_WIDTH = 10, 44
 _NOTABLE_Z = 2.0
+_MOST_LISTED = 6
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
@@ -45,7 +46,7 @@ def _results_table(summary: Mapping[str, Any], console_width: int) -> Table:
     for trait, width in zip(traits, trait_widths, strict=True):
         table.add_column(trait.replace("_", "\n"), justify="right", no_wrap=True, min_width=width)
     previous = None
-    for capture in captures[:_MOST_ROWS]:
+    for capture in _one_row_each(captures)[:_MOST_ROWS]:
         if capture["experiment"] != previous:
             previous = capture["experiment"]
             table.add_section()
@@ -56,6 +57,16 @@ def _results_table(summary: Mapping[str, Any], console_width: int) -> Table:
             *(_z_cell(capture["mean_z"].get(trait)) for trait in traits),
         )
     return table
+
+
+def _one_row_each(captures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Without the open layers of what has a row of its own for its scores."""
+
+    def place(capture: Mapping[str, Any]) -> tuple[Any, ...]:
+        return capture["experiment"], capture["prompt_id"], capture["sample"]
+
+    scored = {place(capture) for capture in captures if capture["kind"] == "scores"}
+    return [capture for capture in captures if capture["kind"] == "scores" or place(capture) not in scored]
 
 
 def _text_width(console_width: int, trait_widths: Sequence[int]) -> int:
@@ -131,10 +142,11 @@ def _opened_lines(captures: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     layers = sorted({layer for capture in opened for layer in capture["layers"]})
     n_generations = len({capture["generation"] for capture in opened})
+    listed = ", ".join(map(str, layers)) if len(layers) <= _MOST_LISTED else f"{layers[0]} to {layers[-1]}"
     return [
         f"open layers: {n_generations} generation{'s' if n_generations > 1 else ''}, "
-        f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}; read them with "
-        "traitscope.open_run(…).internals(generation, layer), or: traitscope explain RUN --generation … --trait …"
+        f"layer{'s' if len(layers) > 1 else ''} {listed}; read them with "
+        "traitscope.open_run(…).internals(generation, layer)"
     ]
 
 

@@ -72,6 +72,8 @@ def capture(
     Raises:
         InputError: unknown trait, empty prompt, wrong settings, vectors of another model.
     """
+    if internals is not None and not isinstance(internals, Mapping):
+        raise InputError('capture: internals must be a mapping such as {"layers": [15], "keep": ["pattern"]}')
     for name, given in (("prompts", prompts), ("traits", traits)):
         if isinstance(given, (str, Mapping)):
             raise InputError(f"capture: {name} must be a list")
