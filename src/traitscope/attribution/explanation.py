@@ -30,7 +30,7 @@ class Explanation:
     """One token's score at a trait's readout R, taken apart.
 
     Attributes:
-        label: experiment and prompt id of the first capture that asked for the generation.
+        label: experiment and prompt id, as it was asked for or of the first capture of the generation.
         token, before, after: the token and the text around it.
         score: state at R · reader, of the replay; ``z`` is ``(score - neutral_mean) / neutral_std``.
         stored_z: as the run stored it, from a batched pass and rounded.
