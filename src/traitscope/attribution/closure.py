@@ -18,7 +18,7 @@ from traitscope.errors import InputError
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
 from traitscope.run.reload import model_of_run
-from traitscope.traits.vectors import TraitVectors, load_vectors
+from traitscope.traits.vectors import TraitVectors
 
 SumKind = Literal["score", "attention", "mlp"]
 LIMITS = {"float32": 1e-5, "bfloat16": 6e-2, "float16": 1e-2}
@@ -84,13 +84,12 @@ def check_closure(
         RunError: a file of the run is damaged.
     """
     run_dir = Path(run_dir)
-    run = sound_run(run_dir)
+    run, vectors = sound_run(run_dir)
     captured = run.generations.filter(pl.col("status") == "ok").collect()["generation"].to_list()
     chosen = captured if generations is None else [find_generation(run, name)[0] for name in generations]
     if absent := [identity for identity in chosen if identity not in captured]:
         raise InputError(f"--generation {absent[0]}: {why_not_captured(run, absent[0])}")
     model = model or model_of_run(run_dir)
-    vectors = [load_vectors(run_dir / "vectors" / f"{name}.safetensors") for name in run.traits]
     worst: dict[SumKind, Gap] = {}
     unsplit: dict[str, str] = {}
     for done, identity in enumerate(chosen, start=1):

@@ -22,7 +22,7 @@ from traitscope.run.frozen import read_frozen
 from traitscope.run.reload import model_of_run
 from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.tokens import content_mask
-from traitscope.traits.vectors import TraitVectors, load_vectors
+from traitscope.traits.vectors import TraitVectors
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def explain(
         RunError: a file of the run is damaged.
     """
     run_dir = Path(run_dir)
-    run = sound_run(run_dir)
+    run, fitted = sound_run(run_dir)
     asked = _AskedToken.find(run, generation, trait, position)
-    vectors = load_vectors(run_dir / "vectors" / f"{trait}.safetensors")
+    vectors = next(vectors for vectors in fitted if vectors.trait == trait)
     _refuse_without_spread(vectors)
     model = model or model_of_run(run_dir)
     neutral = neutral_means(model, base_template=vectors.origin.base_template or BASE_TEMPLATE, on_progress=on_progress)
@@ -160,17 +160,17 @@ def _largest(scored: pl.DataFrame) -> int:
     return int(np.argmax(np.where(content, np.abs(scored["z"].to_numpy()), -1.0)))
 
 
-def sound_run(run_dir: Path) -> Run:
-    """A run whose inputs are as they were and whose committed files have their sizes.
+def sound_run(run_dir: Path) -> tuple[Run, tuple[TraitVectors, ...]]:
+    """A run whose inputs are as they were and whose committed files have their sizes, and its vectors.
 
     Raises:
         InputError: not a run directory, or an input was changed.
         RunError: a committed file is missing or changed.
     """
     run = open_run(run_dir)
-    read_frozen(run_dir)
+    vectors = read_frozen(run_dir).vectors
     check_shards(run_dir, deep=False)
-    return run
+    return run, vectors
 
 
 def why_not_captured(run: Run, generation: str) -> str:

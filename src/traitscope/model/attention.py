@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from traitscope.model.tensors import SAME_WITHIN
+
 _NAME = "traitscope"
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class AttentionCall:
         read = pattern @ _for_each_head(self.value.float(), pattern.shape[0])
         returned = self.output[:, queries].float()
         apart = float((read - returned).norm() / returned.norm().clamp_min(1e-30))
-        if apart > _TOLERANCE[self.output.dtype]:
+        if apart > SAME_WITHIN[self.output.dtype]:
             raise RuntimeError(
                 f"{type(self.module).__name__} is not softmax attention as it is known here: weights times values lie "
                 f"{apart:.1e} of what it returned apart; leave out q, k, v and pattern"

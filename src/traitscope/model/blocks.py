@@ -18,10 +18,9 @@ from torch import nn
 from traitscope.model.anatomy import Anatomy, Contribution, LayerAnatomy
 from traitscope.model.attention import AttentionCall, attention_calls
 from traitscope.model.experts import is_experts
-from traitscope.model.tensors import nth_wide_tensor
+from traitscope.model.tensors import SAME_WITHIN, nth_wide_tensor
 
 _PROBE_LENGTH = 8
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    return bool((found - expected).norm() <= _TOLERANCE[dtype] * expected.norm())
+    return bool((found - expected).norm() <= SAME_WITHIN[dtype] * expected.norm())
 
 
 def _told_apart(

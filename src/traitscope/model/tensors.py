@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+SAME_WITHIN = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+"""Relative difference within which two ways to a tensor of a dtype count as the same computation."""
+
 
 def wide_tensors(values: Any, d_model: int) -> Iterator[torch.Tensor]:
     """Floating-point tensors ``[..., d_model]`` in a module's arguments or outputs, in order."""

@@ -39,6 +39,7 @@ from traitscope.run.opening import opened_bytes, refuse_full_disk, refuse_too_la
 from traitscope.run.pace import Pace, measured_pace, remember_pace, remembered_pace
 from traitscope.run.prepare import Prepared
 from traitscope.run.progress import Reporter, stage
+from traitscope.run.reload import model_of_run
 from traitscope.run.session import Session, SessionCost, missing_shards
 from traitscope.traits.store import bank_of, vectors_for
 from traitscope.traits.vectors import TraitVectors
@@ -140,13 +141,8 @@ def resume_run(run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Repor
         cost = SessionCost()
         with cost.timed("loading"):
             reporter.say(f"loading {frozen.source.name}")
-            model = load_source(frozen.source, device=frozen.device, dtype=frozen.dtype)
+            model = model_of_run(run_dir)
             cost.model_loads += 1
-        if model.fingerprint.short != frozen.fingerprint:
-            raise InputError(
-                f"run {run_dir}: began with {frozen.source.name} of fingerprint {frozen.fingerprint}, which is "
-                f"now {model.fingerprint.short}; bring that model back, or start a new run"
-            )
         Session(frozen, model, cost, reporter).run_missing_shards()
 
 

@@ -23,6 +23,6 @@ def model_of_run(run_dir: Path) -> LanguageModel:
     if model.fingerprint.short != described["fingerprint"]:
         raise InputError(
             f"run {run_dir}: was made with {source.name} of fingerprint {described['fingerprint']}, which is now "
-            f"{model.fingerprint.short}; bring that model back"
+            f"{model.fingerprint.short}; bring that model back, or start a new run"
         )
     return model
