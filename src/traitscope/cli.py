@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from traitscope.cli_options import (
+    AllowForeign,
+    AsJson,
+    AutoOrNumber,
+    Device,
+    Dtype,
+    Model,
+    TrustRemoteCode,
+    print_json,
+    stdout,
+)
+from traitscope.cli_traits import traits_app
 from traitscope.errors import InputError, TraitscopeError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from traitscope.run.prepare import Prepared
     from traitscope.suite.file import LoadedSuite
 
@@ -30,22 +38,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-traits_app = typer.Typer(no_args_is_help=True, help="Trait vectors: fit, list, show.", rich_markup_mode=None)
 app.add_typer(traits_app, name="traits")
 
 _DEFAULT_SUITE = "overnight"
 _DEFAULT_OUT = Path("runs")
-_PIPED_WIDTH = 140
 
-Model = Annotated[str | None, typer.Option(help="smollm2-135m, a hub id, a directory or a GGUF file.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-AutoOrNumber = Annotated[str, typer.Option(metavar="auto|N")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest response, in every experiment.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Out = Annotated[Path, typer.Option(help="Where run directories are made.")]
-AllowForeign = Annotated[bool, typer.Option(help="Accept and recalibrate vectors of another model.")]
-TrustRemoteCode = Annotated[bool, typer.Option(help="Run the code that comes with a hub model.")]
 RunDir = Annotated[Path, typer.Argument(help="A run directory.")]
 
 
@@ -152,9 +151,9 @@ def status(run_dir: RunDir, as_json: AsJson = False) -> None:
 
     found = run_status(run_dir)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        print_status(_stdout(), found)
+        print_status(stdout(), found)
     if any(found["counts"].get(kind) for kind in ("failed", "too_long")):
         raise typer.Exit(1)
 
@@ -177,72 +176,6 @@ def init(
     except OSError as error:
         raise InputError(f"{directory}: cannot be written: {error.strerror}") from None
     typer.echo(f"wrote {len(files)} files; edit them, then: traitscope run {directory / 'suite.yaml'}")
-
-
-@traits_app.command("fit")
-def traits_fit(
-    names: Annotated[list[str] | None, typer.Argument(help="Trait names or scenario files.")] = None,
-    all_traits: Annotated[bool, typer.Option("--all", help="Every trait of the library.")] = False,
-    model: Model = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    out: Annotated[Path | None, typer.Option(help="Also write the vector files here.")] = None,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
-    """Fit trait vectors on a model, or find them in the cache."""
-    from traitscope.model.embedded import EMBEDDED_NAME
-    from traitscope.model.loading import load_model
-    from traitscope.report.terminal import print_fitted
-    from traitscope.run.prepare import check_writable
-    from traitscope.run.progress import default_reporter, stage
-    from traitscope.traits.describe import describe_vectors
-    from traitscope.traits.scenarios import library_names
-    from traitscope.traits.store import find_trait, vectors_for
-    from traitscope.traits.vectors import save_vectors
-
-    wanted = library_names() if all_traits else (names or [])
-    if not wanted:
-        raise InputError("traits fit: name a trait, or use --all")
-    references = [find_trait(name, Path()) for name in wanted]
-    if out is not None:
-        check_writable(out)
-        for reference in references:
-            if (out / f"{reference.name}.safetensors").exists():
-                raise InputError(f"{out / reference.name}.safetensors exists already; choose another directory")
-    reporter = default_reporter()
-    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    with reporter:
-        fitted = vectors_for(loaded, references, on_progress=stage(reporter, "texts"))
-    if out is not None:
-        for vectors in fitted:
-            save_vectors(vectors, out / f"{vectors.trait}.safetensors")
-    print_fitted(_stdout(), [describe_vectors(vectors) for vectors in fitted])
-
-
-@traits_app.command("list")
-def traits_list() -> None:
-    """List the traits of the library."""
-    from traitscope.report.terminal import print_library
-    from traitscope.traits.describe import describe_library
-
-    print_library(_stdout(), describe_library())
-
-
-@traits_app.command("show")
-def traits_show(
-    name: Annotated[str, typer.Argument(help="A trait, a scenario file or a vector file.")],
-    as_json: AsJson = False,
-) -> None:
-    """Show a trait's scenario set, or a vector file with what is known of its worth."""
-    from traitscope.report.terminal import print_nested
-    from traitscope.traits.describe import describe_trait
-    from traitscope.traits.store import find_trait
-
-    described = describe_trait(find_trait(name, Path()))
-    if as_json:
-        _print_json(described)
-    else:
-        print_nested(_stdout(), described)
 
 
 @app.command()
@@ -282,9 +215,9 @@ def bench(
     result = run_bench(options, default_reporter())
     figures, picture = save_bench(result, out)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
-        print_bench(_stdout(), result)
+        print_bench(stdout(), result)
     typer.echo(f"wrote {figures} and {picture}", err=True)
 
 
@@ -368,9 +301,9 @@ def _finish(run_dir: Path, as_json: bool) -> None:
 
     summary = run_summary(run_dir)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        print_summary(_stdout(), summary)
+        print_summary(stdout(), summary)
     if not went_well(summary):
         raise typer.Exit(1)
 
@@ -382,9 +315,9 @@ def _show_plan(prepared: Prepared, batch_size: int | None, as_json: bool) -> Non
 
         described = describe_plan(prepared, batch_size, _DEFAULT_OUT)
     if as_json:
-        _print_json(described)
+        print_json(described)
     else:
-        print_plan(_stdout(), described)
+        print_plan(stdout(), described)
 
 
 def _show_sizes(model: str | None, memory: str, dtype: str, trust_remote_code: bool, as_json: bool) -> None:
@@ -396,9 +329,9 @@ def _show_sizes(model: str | None, memory: str, dtype: str, trust_remote_code: b
 
         described = describe_sizes(model, memory, dtype, trust_remote_code=trust_remote_code)
     if as_json:
-        _print_json(described)
+        print_json(described)
     else:
-        print_sizes(_stdout(), described)
+        print_sizes(stdout(), described)
 
 
 def _auto_or_number(option: str, value: str) -> int | None:
@@ -407,17 +340,6 @@ def _auto_or_number(option: str, value: str) -> int | None:
     if not value.isdigit() or int(value) < 1:
         raise InputError(f"{option} {value!r}: use auto or a whole number above 0")
     return int(value)
-
-
-def _stdout() -> Console:
-    from rich.console import Console
-
-    piped = not sys.stdout.isatty()
-    return Console(width=_PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None, highlight=False)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -462,9 +384,9 @@ def explain(
             on_progress=lambda n, of: show("opening neutral replies, once for this model", n, of),
         )
     if as_json:
-        _print_json(found.described())
+        print_json(found.described())
     else:
-        print_explanation(_stdout(), found)
+        print_explanation(stdout(), found)
 
 
 def _show_closure(run_dir: Path, generations: list[str] | None, as_json: bool) -> None:
@@ -478,9 +400,9 @@ def _show_closure(run_dir: Path, generations: list[str] | None, as_json: bool) -
     with reporter:
         found = check_closure(run_dir, generations, on_progress=lambda n, of: show("splitting", n, of))
     if as_json:
-        _print_json(found.described())
+        print_json(found.described())
     else:
-        print_closure(_stdout(), found)
+        print_closure(stdout(), found)
     if not found.closed:
         raise typer.Exit(1)
 
@@ -513,9 +435,9 @@ def verify(
                 stored, model, sample=sample, deep=deep, on_progress=lambda n, of: show("replaying", n, of)
             )
     if as_json:
-        _print_json(verdict.described())
+        print_json(verdict.described())
     else:
-        print_verdict(_stdout(), verdict.described())
+        print_verdict(stdout(), verdict.described())
     if not verdict.passed:
         raise typer.Exit(1)
 

@@ -7,11 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from traitscope.yaml_file import read_model
 
 Split = Literal["train", "dev", "test"]
+Style = Literal["person", "valence", "length", "register"]
 
 
 class _Strict(BaseModel):
@@ -28,15 +29,15 @@ class Pole(_Strict):
 class Pair(_Strict):
     """The same prompt answered at both poles.
 
-    ``crossed`` names the style that runs against the usual one: ``person`` when one response is in the first
-    person and the other impersonal.
+    ``crossed`` names the style in which the two responses differ beside the trait, in either direction: ``person``
+    when one is in the first person and the other impersonal.
     """
 
     topic: str
     prompt: str = Field(min_length=1)
     positive: str = Field(min_length=1)
     negative: str = Field(min_length=1)
-    crossed: Literal["person"] | None = None
+    crossed: Style | None = None
 
 
 class Splits(_Strict):
@@ -50,6 +51,34 @@ class Prefills(_Strict):
 
     positive: list[str] = Field(min_length=1)
     negative: list[str] = Field(min_length=1)
+
+
+class Instructions(_Strict):
+    """System prompts that ask a chat model for each pole. Fitting never reads them."""
+
+    positive: list[str] = Field(min_length=1)
+    negative: list[str] = Field(min_length=1)
+
+
+class Yardstick(_Strict):
+    """A lexical measure of a response that should move with the trait.
+
+    Exactly one of three forms: ``words`` (their occurrences per 100 words; entries may be phrases),
+    ``openers`` (whether the response begins with one of them) or ``letters_per_word``.
+    ``rises`` says with which pole the measure rises.
+    """
+
+    name: str
+    words: list[str] = []
+    openers: list[str] = []
+    letters_per_word: bool = False
+    rises: Literal["positive", "negative"] = "positive"
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Yardstick:
+        if [bool(self.words), bool(self.openers), self.letters_per_word].count(True) != 1:
+            raise ValueError("give exactly one of words, openers and letters_per_word")
+        return self
 
 
 class ScenarioSet(_Strict):
@@ -66,11 +95,13 @@ class ScenarioSet(_Strict):
     related: dict[str, str] = {}
     stock_phrases: dict[Split, list[str]] = {}
     prefills: Prefills | None = None
+    instructions: Instructions | None = None
+    yardstick: Yardstick | None = None
     splits: Splits
 
     def digest(self) -> str:
         """SHA-256 of everything in the set that fitting may read."""
-        read = self.model_dump_json(exclude={"related", "prefills"})
+        read = self.model_dump_json(exclude={"related", "prefills", "instructions", "yardstick"})
         return hashlib.sha256(read.encode()).hexdigest()
 
 
