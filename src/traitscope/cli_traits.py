@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,14 @@ def traits_fit(
     names: Annotated[list[str] | None, typer.Argument(help="Trait names or scenario files.")] = None,
     all_traits: Annotated[bool, typer.Option("--all", help="Every trait of the library.")] = False,
     model: Model = None,
+    reader: Annotated[str, typer.Option(help="Method of the readers: lda, mean_diff, logistic, pca, random.")] = "lda",
+    steerer: Annotated[str, typer.Option(help="Method of the steerers, likewise.")] = "mean_diff",
+    pooling: Annotated[
+        str, typer.Option(help="response, prompt_last, or a slice of the response's content: response:0:10.")
+    ] = "response",
+    orthogonal_to: Annotated[
+        str | None, typer.Option(help="Traits, separated by commas, whose directions are projected out.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Also write the vector files here.")] = None,
@@ -30,6 +39,8 @@ def traits_fit(
     from traitscope.run.prepare import check_writable
     from traitscope.run.progress import default_reporter, stage
     from traitscope.traits.describe import describe_vectors
+    from traitscope.traits.options import FitOptions, names_in
+    from traitscope.traits.pooling import Pooling
     from traitscope.traits.scenarios import library_names
     from traitscope.traits.store import find_trait, vectors_for
     from traitscope.traits.vectors import save_vectors
@@ -37,7 +48,12 @@ def traits_fit(
     wanted = library_names() if all_traits else (names or [])
     if not wanted:
         raise InputError("traits fit: name a trait, or use --all")
+    options = FitOptions(reader, steerer, Pooling.parse(pooling))
     references = [find_trait(name, Path()) for name in wanted]
+    avoided = [find_trait(name, Path()) for name in names_in(orthogonal_to)]
+    both = {reference.name for reference in references} & {reference.name for reference in avoided}
+    if both:
+        raise InputError(f"--orthogonal-to: {', '.join(sorted(both))} cannot be made orthogonal to itself")
     if out is not None:
         check_writable(out)
         for reference in references:
@@ -46,7 +62,11 @@ def traits_fit(
     reporter = default_reporter()
     loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     with reporter:
-        fitted = vectors_for(loaded, references, on_progress=stage(reporter, "texts"))
+        on_progress = stage(reporter, "texts")
+        if avoided:
+            others = vectors_for(loaded, avoided, options=options, on_progress=on_progress)
+            options = replace(options, avoided=tuple(others))
+        fitted = vectors_for(loaded, references, options=options, on_progress=on_progress)
     if out is not None:
         for vectors in fitted:
             save_vectors(vectors, out / f"{vectors.trait}.safetensors")
