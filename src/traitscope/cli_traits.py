@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from traitscope.cli_options import AsJson, Device, Dtype, Model, TrustRemoteCode, print_json, stdout
+from traitscope.cli_options import AllowForeign, AsJson, Device, Dtype, Model, TrustRemoteCode, print_json, stdout
 from traitscope.errors import InputError
 
-traits_app = typer.Typer(no_args_is_help=True, help="Trait vectors: fit, list, show.", rich_markup_mode=None)
+traits_app = typer.Typer(no_args_is_help=True, help="Trait vectors: fit, list, show, compare.", rich_markup_mode=None)
 
 
 @traits_app.command("fit")
@@ -97,3 +98,53 @@ def traits_show(
         print_json(described)
     else:
         print_nested(stdout(), described)
+
+
+@traits_app.command("compare")
+def traits_compare(
+    names: Annotated[list[str] | None, typer.Argument(help="Traits, scenario files or vector files.")] = None,
+    all_traits: Annotated[bool, typer.Option("--all", help="Every trait of the library.")] = False,
+    model: Model = None,
+    split: Annotated[str, typer.Option(help="Pairs of the cross-AUROC: dev, or test, which is sealed.")] = "dev",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write comparison.json and comparison.png here.")] = None,
+    as_json: AsJson = False,
+    allow_foreign: AllowForeign = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Compare traits: cosines between their directions, and what each reader says of the others' pairs."""
+    from traitscope.atomic import write_atomically
+    from traitscope.model.embedded import EMBEDDED_NAME
+    from traitscope.model.loading import load_model
+    from traitscope.report.comparison import print_comparison
+    from traitscope.report.comparison_picture import save_picture
+    from traitscope.run.prepare import check_writable
+    from traitscope.run.progress import default_reporter, stage
+    from traitscope.traits.between import compare_traits
+    from traitscope.traits.scenarios import library_names
+    from traitscope.traits.store import find_trait, vectors_for
+
+    references = [find_trait(name, Path()) for name in (library_names() if all_traits else names or [])]
+    if len({reference.name for reference in references}) < max(2, len(references)):
+        raise InputError("traits compare: name at least two different traits, or use --all")
+    if split not in ("dev", "test"):
+        raise InputError(f"--split {split}: use dev or test")
+    if out is not None:
+        check_writable(out)
+        if any((out / f"comparison.{kind}").exists() for kind in ("json", "png")):
+            raise InputError(f"{out} holds a comparison already; choose another directory")
+    reporter = default_reporter()
+    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    with reporter:
+        on_progress = stage(reporter, "texts")
+        vectors = vectors_for(loaded, references, allow_foreign=allow_foreign, on_progress=on_progress)
+        result = compare_traits(loaded, references, vectors, split=split, on_progress=on_progress)  # type: ignore[arg-type]
+    if out is not None:
+        content = json.dumps(result, indent=1, ensure_ascii=False).encode()
+        write_atomically(out / "comparison.json", lambda file: file.write(content))
+        save_picture(result, out / "comparison.png")
+    if as_json:
+        print_json(result)
+    else:
+        print_comparison(stdout(), result)
