@@ -10,6 +10,7 @@ from sklearn.covariance import LedoitWolf
 
 from traitscope.checkpoints import checkpoints_of
 from traitscope.errors import InputError
+from traitscope.traits import readout
 from traitscope.traits.methods import (
     METHODS,
     auroc,
@@ -148,8 +149,8 @@ def test_the_readout_is_the_planted_layer_within_its_range() -> None:
     checkpoints = checkpoints_of([True] * 10)
     names = [checkpoint.name for checkpoint in checkpoints]
     strengths = {names.index("resid_post.5"): 4.0, names.index("resid_post.8"): 9.0, names.index("resid_mid.4"): 9.0}
-    readout, found = choose_readout(checkpoints, _pairs(10, strengths))
-    assert names[readout] == "resid_post.5"
+    chosen, found = choose_readout(checkpoints, _pairs(10, strengths))
+    assert names[chosen] == "resid_post.5"
     assert set(found) == {"resid_post.3", "resid_post.4", "resid_post.5"}
 
 
@@ -161,8 +162,15 @@ def test_of_equal_candidates_the_one_nearest_to_half_depth_is_taken() -> None:
     same = PooledPairs(
         np.repeat(positive[:, :1], 21, 1), np.repeat(pairs.negative[:, :1], 21, 1), pairs.topics, pairs.crossed
     )
-    readout, _ = choose_readout(checkpoints, same)
-    assert checkpoints[readout].name == "resid_post.4"
+    chosen, _ = choose_readout(checkpoints, same)
+    assert checkpoints[chosen].name == "resid_post.4"
+
+
+def test_a_readout_is_found_where_every_candidate_points_the_wrong_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = {8: -2.0, 10: -1.5, 12: -1.0}
+    monkeypatch.setattr(readout, "cross_validated_d", lambda _pairs, index: d[index])
+    checkpoints = checkpoints_of([True] * 10)
+    assert choose_readout(checkpoints, _pairs(10, {}))[0] == max(d, key=d.__getitem__)
 
 
 def test_cross_validation_finds_nothing_in_noise_and_is_not_fooled_by_style() -> None:
