@@ -31,7 +31,7 @@ def _auroc_table(result: Mapping[str, Any]) -> Table:
     for name in ("trait", "R", "verdict"):
         table.add_column(name, no_wrap=name != "verdict")
     for number in range(1, len(traits) + 1):
-        table.add_column(str(number), justify="right", no_wrap=True, min_width=5)
+        table.add_column(str(number), justify="right", no_wrap=True, min_width=4)
     for row, trait in enumerate(traits):
         cells = [_auroc_cell(value, own=row == column) for column, value in enumerate(result["cross_auroc"][row])]
         table.add_row(str(row + 1), trait["trait"], trait["readout"], trait["verdict"], *cells)
@@ -45,7 +45,8 @@ def _spread(traits: Sequence[Mapping[str, Any]]) -> str:
         return "No trait has pairs."
     few, many = min(numbers), max(numbers)
     pairs = f"{few}" if few == many else f"{few} to {many}"
-    return f"With {pairs} pairs a trait, chance alone spreads it by ±{max(deviations):.2f} (standard deviation)."
+    spread = f"±{max(deviations):.2f} (standard deviation)"
+    return f"With {pairs} pairs a trait, scores that do not differ spread it by {spread}."
 
 
 def _auroc_cell(value: float | None, *, own: bool) -> Text:

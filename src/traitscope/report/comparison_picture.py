@@ -25,11 +25,12 @@ def save_picture(result: Mapping[str, Any], path: Path) -> None:
     side = 3.0 + 0.42 * len(result["traits"])
     figure = Figure(figsize=(2 * side + 1.5, side + 4.2), layout="constrained")
     canvas = FigureCanvasAgg(figure)
+    figure.suptitle(f"{result['model']}: {len(result['traits'])} traits", fontsize=10)
     upper, lower = figure.subfigures(2, 1, height_ratios=[side, 4.2], squeeze=False)[:, 0]
     cosines, auroc = upper.subplots(1, 2)
-    title = f"reader cosines at the row's R (random: 0 ± {result['random_cosine']['deviation']:.3f})"
+    title = f"reader cosines, row's R (random: 0 ± {result['random_cosine']['deviation']:.3f})"
     _draw_matrix(cosines, result, result["cosine_at_readout"]["reader"], title, centre=0.0, reach=1.0)
-    title = f"AUROC of the row's reader at its R on the column's {result['split']} pairs"
+    title = f"AUROC: row's reader at its R, column's {result['split']} pairs"
     _draw_matrix(auroc, result, result["cross_auroc"], title, centre=0.5, reach=0.5)
     for axes, kind in zip(lower.subplots(1, 2, sharey=True), ("reader", "steerer"), strict=True):
         _draw_lines(axes, result, kind)
