@@ -40,7 +40,7 @@ def traits_fit(
     from traitscope.run.prepare import check_writable
     from traitscope.run.progress import default_reporter, stage
     from traitscope.traits.describe import describe_vectors
-    from traitscope.traits.options import FitOptions, names_in
+    from traitscope.traits.options import DEFAULTS, FitOptions, names_in
     from traitscope.traits.pooling import Pooling
     from traitscope.traits.scenarios import library_names
     from traitscope.traits.store import find_trait, vectors_for
@@ -55,6 +55,8 @@ def traits_fit(
     both = {reference.name for reference in references} & {reference.name for reference in avoided}
     if both:
         raise InputError(f"--orthogonal-to: {', '.join(sorted(both))} cannot be made orthogonal to itself")
+    if (options != DEFAULTS or avoided) and any(reference.kind == "vectors" for reference in references):
+        raise InputError("traits fit: a vector file is fitted already; methods and pooling are for scenario sets")
     if out is not None:
         check_writable(out)
         for reference in references:

@@ -90,7 +90,11 @@ def test_options_of_the_command_reach_the_file(
     assert code == 1
     assert "nothing of it is left" in err, "the opposite trait has the same direction"
     assert command(*fit, "--out", tmp_path / "out")[0] == 0
-    method = load_vectors(tmp_path / "out" / "loudness.safetensors").origin.method
+    file = tmp_path / "out" / "loudness.safetensors"
+    code, _, err = command("traits", "fit", file, "--model", tiny_directory, "--reader", "pca")
+    assert code == 2
+    assert "a vector file is fitted already" in err
+    method = load_vectors(file).origin.method
     assert {**method, "neutral_tokens": 0, "revision": 0} == {
         "reader": "mean_diff",
         "steerer": "random",
