@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from traitscope.cli_options import AsJson, Device, Dtype, Model, TrustRemoteCode, print_json, stdout
+from traitscope.cli_options import AllowForeign, AsJson, Device, Dtype, Model, TrustRemoteCode, print_json, stdout
 from traitscope.errors import InputError
 
-traits_app = typer.Typer(no_args_is_help=True, help="Trait vectors: fit, list, show.", rich_markup_mode=None)
+traits_app = typer.Typer(
+    no_args_is_help=True, help="Trait vectors: fit, validate, compare, show, import, export.", rich_markup_mode=None
+)
 
 
 @traits_app.command("fit")
@@ -53,6 +55,46 @@ def traits_fit(
     print_fitted(stdout(), [describe_vectors(vectors) for vectors in fitted])
 
 
+@traits_app.command("validate")
+def traits_validate(
+    names: Annotated[list[str] | None, typer.Argument(help="Trait names, scenario files or vector files.")] = None,
+    all_traits: Annotated[bool, typer.Option("--all", help="Every trait of the library.")] = False,
+    scenarios: Annotated[Path | None, typer.Option(help="The scenario set of a vector file that has none.")] = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    allow_foreign: AllowForeign = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what trait vectors are worth on held-out evidence, and keep the card in the vector file."""
+    from traitscope.model.embedded import EMBEDDED_NAME
+    from traitscope.model.loading import load_model
+    from traitscope.report.card import print_verdicts
+    from traitscope.run.progress import default_reporter, stage
+    from traitscope.traits.describe import describe_vectors
+    from traitscope.traits.scenarios import library_names
+    from traitscope.traits.store import find_trait
+    from traitscope.traits.validation.candidates import scenarios_of, validate_references
+
+    wanted = library_names() if all_traits else (names or [])
+    if not wanted:
+        raise InputError("traits validate: name a trait, or use --all")
+    references = [find_trait(name, Path()) for name in wanted]
+    sets = [scenarios_of(reference, scenarios) for reference in references]
+    reporter = default_reporter()
+    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    with reporter:
+        validated = validate_references(
+            loaded, references, sets, allow_foreign=allow_foreign, on_progress=stage(reporter, "texts")
+        )
+    described = [describe_vectors(vectors) for vectors in validated]
+    if as_json:
+        print_json(described)
+    else:
+        print_verdicts(stdout(), described)
+
+
 @traits_app.command("list")
 def traits_list() -> None:
     """List the traits of the library."""
@@ -67,7 +109,8 @@ def traits_show(
     name: Annotated[str, typer.Argument(help="A trait, a scenario file or a vector file.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show a trait's scenario set, or a vector file with what is known of its worth."""
+    """Show a trait's scenario set and the cards of its vectors, or one vector file with its card."""
+    from traitscope.report.card import print_card
     from traitscope.report.terminal import print_nested
     from traitscope.traits.describe import describe_trait
     from traitscope.traits.store import find_trait
@@ -75,5 +118,8 @@ def traits_show(
     described = describe_trait(find_trait(name, Path()))
     if as_json:
         print_json(described)
-    else:
-        print_nested(stdout(), described)
+        return
+    cards = described.pop("cards")
+    print_nested(stdout(), described)
+    for card in cards:
+        print_card(stdout(), described["trait"], card)

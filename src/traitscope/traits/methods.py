@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 _DEVIATION_FLOOR = 0.01
@@ -48,6 +50,12 @@ def _solve_shrunk(samples: np.ndarray, shrinkage: float, target: np.ndarray) -> 
     gram = samples @ samples.T
     inner = gram + np.eye(n_samples) * (ridge * n_samples / (1 - shrinkage))
     return (target - samples.T @ np.linalg.solve(inner, samples @ target)) / ridge
+
+
+Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From positive and negative states, both ``[n, d_model]``, to a unit direction ``[d_model]``."""
+
+METHODS: dict[str, Method] = {"lda": linear_discriminant, "mean_diff": mean_difference}
 
 
 def cohens_d(positive: np.ndarray, negative: np.ndarray) -> float:

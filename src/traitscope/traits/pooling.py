@@ -60,3 +60,25 @@ def pool_pairs(
         tuple(pair.topic for pair in pairs),
         np.array([pair.crossed is not None for pair in pairs]),
     )
+
+
+def pool_texts(
+    model: LanguageModel,
+    texts: Sequence[tuple[Sequence[int], np.ndarray]],
+    rows: Sequence[int],
+    on_text: Callable[[], None],
+) -> np.ndarray:
+    """Mean states ``[n_texts, n_rows, d_model]`` float32 of token ids over the positions to keep, at some checkpoints.
+
+    Raises:
+        RunError: a state is not finite.
+    """
+    pooled = []
+    with model.linears.in_use():
+        for token_ids, keep in texts:
+            states = replay_pooled(model, token_ids, keep).numpy()[list(rows)]
+            if not np.isfinite(states).all():
+                raise RunError("the model's own text gives states that are not finite; try dtype float32 or bfloat16")
+            pooled.append(states)
+            on_text()
+    return np.stack(pooled)

@@ -103,6 +103,20 @@ def vectors_for(
     return [found[reference.name] for reference in references]
 
 
+def cached_vectors(scenarios: ScenarioSet) -> list[Path]:
+    """Vector files in the user's cache that were fitted from this scenario set as it is now, on whatever model."""
+    digest = scenarios.digest()
+    found = sorted((cache_directory() / "vectors").glob(f"{scenarios.name}-*.safetensors"))
+    return [path for path in found if json.loads(vector_metadata(path)["origin"])["scenarios"] == digest]
+
+
+def vector_path(model: LanguageModel, reference: TraitReference, base_template: str = BASE_TEMPLATE) -> Path:
+    """Where the vectors of ``reference`` on ``model`` are kept: their own file, or one in the user's cache."""
+    if reference.kind == "vectors":
+        return reference.path
+    return _cache_path(model, load_scenarios(reference.path), base_template)
+
+
 def bank_of(vectors: Sequence[TraitVectors]) -> ReaderBank:
     """The readers of several traits as the forward pass needs them."""
     return ReaderBank(

@@ -10,7 +10,10 @@ import numpy as np
 from traitscope.traits.methods import auroc
 from traitscope.traits.scenarios import Yardstick
 
-_FIRST_PERSON = frozenset("i i'm i've i'd i'll me my mine myself we we're we've we'd we'll us our ours ourselves".split())
+_FIRST_PERSON = {
+    *("i", "i'm", "i've", "i'd", "i'll", "me", "my", "mine", "myself"),
+    *("we", "we're", "we've", "we'd", "we'll", "us", "our", "ours", "ourselves"),
+}
 _WORD = r"[a-z0-9]+(?:['’][a-z]+)?"
 
 

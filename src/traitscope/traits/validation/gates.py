@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -137,7 +138,7 @@ def gate_f(shifts: Mapping[float, float], random_shifts: Sequence[float]) -> Gat
         "random_median": round(float(np.median(random_shifts)), 4),
     }
     values = [shifts[alpha] for alpha in doses]
-    conditions = {"monotone": all(low < high for low, high in zip(values, values[1:], strict=False))}
+    conditions = {"monotone": all(low < high for low, high in itertools.pairwise(values))}
     conditions["random directions"] = beaten >= 0.95
     return _judged(NEEDS["F"], found, conditions)
 

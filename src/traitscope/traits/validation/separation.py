@@ -12,7 +12,6 @@ from traitscope.traits.methods import auroc, cohens_d
 
 _DRAWS = 1000
 _COVERAGE = (2.5, 97.5)
-Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def half_flipped(
-    positive: np.ndarray, negative: np.ndarray, n_draws: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def half_flipped(positive: np.ndarray, negative: np.ndarray, n_draws: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """The pairs with the poles of *exactly half* of them exchanged, ``n_draws`` times: what a set without the trait
     would give.
 
@@ -122,7 +119,9 @@ def half_flipped(
     return flipped
 
 
-def split_half_cosine(positive: np.ndarray, negative: np.ndarray, topics: Sequence[str], fit: Fit, n_draws: int) -> float:
+def split_half_cosine(
+    positive: np.ndarray, negative: np.ndarray, topics: Sequence[str], fit: Method, n_draws: int
+) -> float:
     """Mean cosine between the directions of two halves of the topics, over ``n_draws`` random divisions."""
     generator = np.random.default_rng(0)
     names = np.array(list(dict.fromkeys(topics)))

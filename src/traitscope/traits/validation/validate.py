@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,12 +12,20 @@ import numpy as np
 from traitscope.errors import InputError
 from traitscope.model.loading import LanguageModel
 from traitscope.suite.file import BASE_TEMPLATE
-from traitscope.suite.rendering import PromptStyle
-from traitscope.traits.calibration import NEUTRAL_TOKENS, neutral_replies
+from traitscope.suite.rendering import PromptStyle, render, tokenise_response
+from traitscope.suite.tokens import TokenDescriber
+from traitscope.traits.calibration import neutral_replies
 from traitscope.traits.counting import Counter, OnProgress, no_progress
-from traitscope.traits.methods import auroc, cohens_d, method_named
-from traitscope.traits.pooling import PooledPairs, pool_pairs
-from traitscope.traits.scenarios import NeutralPrompts, ScenarioSet, library_names, library_scenarios, load_neutral
+from traitscope.traits.methods import METHODS, Method, auroc, cohens_d
+from traitscope.traits.pooling import PooledPairs, pool_pairs, pool_texts
+from traitscope.traits.scenarios import (
+    NeutralPrompts,
+    Pair,
+    ScenarioSet,
+    library_names,
+    library_scenarios,
+    load_neutral,
+)
 from traitscope.traits.store import bank_of
 from traitscope.traits.validation import baselines, gates
 from traitscope.traits.validation.causal import steering_shifts
@@ -28,6 +36,7 @@ from traitscope.traits.validation.own_text import (
     POLES,
     PREFILLS_PER_PROMPT,
     OwnText,
+    Pole,
     after_prefills,
     under_instructions,
     write_on,
@@ -50,19 +59,18 @@ class Candidate:
     scenarios: ScenarioSet
 
 
-def check_candidates(candidates: Sequence[Candidate]) -> None:
-    """Refuse what cannot be validated, before anything is computed.
+def check_scenarios(scenarios: ScenarioSet) -> None:
+    """Refuse a set that nothing can be validated on, before anything is computed.
 
     Raises:
-        InputError: a scenario set has no test split worth the name.
+        InputError: there is no test split worth the name.
     """
-    for candidate in candidates:
-        n_test = len(candidate.scenarios.splits.test)
-        if n_test < LEAST_TEST_PAIRS:
-            raise InputError(
-                f"trait {candidate.scenarios.name}: {n_test} test pairs are too few to validate on; "
-                f"give splits.test at least {LEAST_TEST_PAIRS} pairs on topics of their own"
-            )
+    n_test = len(scenarios.splits.test)
+    if n_test < LEAST_TEST_PAIRS:
+        raise InputError(
+            f"trait {scenarios.name}: {n_test} test pairs are too few to validate on; "
+            f"give splits.test at least {LEAST_TEST_PAIRS} pairs on topics of their own"
+        )
 
 
 def validate_traits(
@@ -81,14 +89,15 @@ def validate_traits(
         InputError: a scenario set has too few test pairs.
         RunError: states are not finite.
     """
-    check_candidates(candidates)
+    for candidate in candidates:
+        check_scenarios(candidate.scenarios)
     neutral = neutral or load_neutral()
     rivals = {name: library_scenarios(name) for name in library_names()}
     rivals |= {candidate.scenarios.name: candidate.scenarios for candidate in candidates}
     count = Counter(on_progress, "validating", _n_units(candidates, rivals, neutral))
     laboratory = _Laboratory(model, PromptStyle(None, {}, base_template), candidates, count)
     replies = laboratory.neutral_scores(neutral)
-    held_out = {name: laboratory.pooled(scenarios, "test") for name, scenarios in rivals.items()}
+    held_out = {name: laboratory.pooled(scenarios.splits.test) for name, scenarios in rivals.items()}
     return [
         _with_card(candidate, _card(laboratory, candidate, held_out, rivals, replies[number]))
         for number, candidate in enumerate(candidates)
@@ -124,10 +133,21 @@ class _Laboratory:
         """Where the states at a trait's R stand in pooled states."""
         return self._row_of[vectors.readout_name]
 
-    def pooled(self, scenarios: ScenarioSet, split: str, style: PromptStyle | None = None) -> PooledPairs:
-        """A split's states at ``rows``."""
-        pairs = getattr(scenarios.splits, split)
-        return pool_pairs(self.model, pairs, style or self.style, self.count, rows=self.rows)
+    def pooled(self, pairs: Sequence[Pair]) -> PooledPairs:
+        """States at ``rows`` of the responses of ``pairs``."""
+        pooled = pool_pairs(self.model, pairs, self.style, self.count)
+        return replace(pooled, positive=pooled.positive[:, self.rows], negative=pooled.negative[:, self.rows])
+
+    def pooled_under(self, pairs: Sequence[Pair], pole: Pole, system_prompts: Sequence[str]) -> np.ndarray:
+        """States ``[n_pairs, n_rows, d_model]`` of one pole's responses, each under a system prompt in turn."""
+        texts = []
+        for number, pair in enumerate(pairs):
+            style = replace(self.style, system=system_prompts[number % len(system_prompts)])
+            prompt = render(self.model.tokenizer, [{"role": "user", "content": pair.prompt}], style)
+            response = tokenise_response(self.model.tokenizer, getattr(pair, pole))
+            tokens = TokenDescriber(self.model.tokenizer).rows(prompt, response)
+            texts.append((tokens.token_id, tokens.content()))
+        return pool_texts(self.model, texts, self.rows, self.count)
 
     def neutral_scores(self, neutral: NeutralPrompts) -> np.ndarray:
         """Mean score at R of every neutral reply ``[n_candidates, n_replies]``."""
@@ -162,7 +182,7 @@ def _card(
     row = laboratory.row(vectors)
     reader = vectors.reader[vectors.readout].numpy()
     tests = _scored(held_out[scenarios.name], row, reader)
-    train = laboratory.pooled(scenarios, "train")
+    train = laboratory.pooled(scenarios.splits.train)
     bag = baselines.BagOfWords(*_responses(scenarios, "train"))
     own_text, gate_c = _own_text_gate(laboratory, candidate, train, row, reader, bag)
     found: dict[GateName, Gate] = {
@@ -190,13 +210,16 @@ def _with_card(candidate: Candidate, card: dict[str, Any]) -> TraitVectors:
     verdict = card.pop("verdict")
     if origin.verdict == "transferred":
         verdict = "transferred"
-    return replace(
-        candidate.vectors, origin=replace(origin, verdict=verdict, card={**origin.card, "validation": card})
-    )
+    return replace(candidate.vectors, origin=replace(origin, verdict=verdict, card={**origin.card, "validation": card}))
 
 
 def _scored(pairs: PooledPairs, row: int, reader: np.ndarray) -> _TestScores:
     return _TestScores(pairs.positive[:, row] @ reader, pairs.negative[:, row] @ reader, pairs.topics, pairs.crossed)
+
+
+def _reader_method(vectors: TraitVectors) -> Method:
+    """How the reader was fitted; readers of unknown origin are held against the default method's null."""
+    return METHODS.get(vectors.origin.method.get("reader", ""), METHODS["lda"])
 
 
 def _responses(scenarios: ScenarioSet, split: str) -> tuple[list[str], list[str]]:
@@ -227,16 +250,14 @@ def _own_text_gate(
     own = write_on(laboratory.model, beginnings, laboratory.rows, laboratory.count)
     if min(len(own.texts[pole]) for pole in POLES) < LEAST_TEST_PAIRS:
         return None, gates.not_measured(gates.NEEDS["C"], "the model wrote hardly anything after the prefills")
-    fit = method_named(candidate.vectors.origin.method.get("reader", "lda"))
+    fit = _reader_method(candidate.vectors)
     nulls = [
         fit(ups, downs) for ups, downs in half_flipped(train.positive[:, row], train.negative[:, row], _NULL_DRAWS)
     ]
     scores = {pole: own.states[pole][:, row] @ np.stack([reader, *nulls]).T for pole in POLES}
     null_aurocs = [auroc(scores["positive"][:, n], scores["negative"][:, n]) for n in range(1, 1 + len(nulls))]
     gate = gates.gate_c(
-        separation(
-            scores["positive"][:, 0], scores["negative"][:, 0], own.topics["positive"], own.topics["negative"]
-        ),
+        separation(scores["positive"][:, 0], scores["negative"][:, 0], own.topics["positive"], own.topics["negative"]),
         null_aurocs,
         bag_of_words=auroc(*(bag.scores(own.texts[pole]) for pole in POLES)),
         pronoun_rate=baselines.either_way(*(baselines.pronoun_rates(own.texts[pole]) for pole in POLES)),
@@ -278,11 +299,11 @@ def _specific_gate(
 
 
 def _stable_gate(candidate: Candidate, train: PooledPairs, row: int) -> Gate:
-    method = candidate.vectors.origin.method.get("steerer", "imported")
-    if method == "imported":
+    method = candidate.vectors.origin.method.get("steerer", "")
+    if method not in METHODS:
         return gates.not_measured(gates.NEEDS["E"], "the steerer was not fitted here, so it cannot be fitted on halves")
     positive, negative = train.positive[:, row], train.negative[:, row]
-    cosine = split_half_cosine(positive, negative, train.topics, method_named(method), _HALF_DRAWS)
+    cosine = split_half_cosine(positive, negative, train.topics, METHODS[method], _HALF_DRAWS)
     return gates.gate_e(cosine, norm_ratio(positive, negative, half_flipped(positive, negative, _NULL_DRAWS)))
 
 
@@ -305,12 +326,10 @@ def _quiet_gate(neutral_scores: np.ndarray, tests: _TestScores) -> Gate:
     )
 
 
-def _beside(
-    scenarios: ScenarioSet, test: PooledPairs, train: PooledPairs, bag: baselines.BagOfWords
-) -> dict[str, Any]:
+def _beside(scenarios: ScenarioSet, test: PooledPairs, train: PooledPairs, bag: baselines.BagOfWords) -> dict[str, Any]:
     """AUROC on the test pairs of what needs no deep state; the writers of the built-in sets saw word statistics."""
     positive, negative = _responses(scenarios, "test")
-    lda = method_named("lda")(train.positive[:, 0], train.negative[:, 0])
+    lda = METHODS["lda"](train.positive[:, 0], train.negative[:, 0])
     measured = {
         "bag_of_words": auroc(bag.scores(positive), bag.scores(negative)),
         "pronoun_rate": baselines.either_way(baselines.pronoun_rates(positive), baselines.pronoun_rates(negative)),
@@ -332,10 +351,8 @@ def _system_prompts(
     scenarios = candidate.scenarios
     if scenarios.instructions is None:
         return None
-    own, swapped = (_instructed_aurocs(laboratory, scenarios, row, reader, swap=swap) for swap in (False, True))
-    beginnings = under_instructions(
-        laboratory.model, scenarios.splits.test, scenarios.instructions, laboratory.style
-    )
+    own, swapped = (_instructed_auroc(laboratory, scenarios, row, reader, swap=swap) for swap in (False, True))
+    beginnings = under_instructions(laboratory.model, scenarios.splits.test, scenarios.instructions, laboratory.style)
     written = write_on(laboratory.model, beginnings, laboratory.rows, laboratory.count)
     scores = [written.states[pole][:, row] @ reader for pole in POLES]
     return {
@@ -352,15 +369,13 @@ def _system_prompts(
     }
 
 
-def _instructed_aurocs(
+def _instructed_auroc(
     laboratory: _Laboratory, scenarios: ScenarioSet, row: int, reader: np.ndarray, *, swap: bool
 ) -> float:
-    """AUROC of the test responses, each pole under the system prompt of its own or of the other pole."""
+    """AUROC of the test responses, each pole under system prompts of its own or of the other pole."""
     assert scenarios.instructions is not None
-    positive_style, negative_style = (
-        replace(laboratory.style, system=getattr(scenarios.instructions, pole)[0])
-        for pole in (reversed(POLES) if swap else POLES)
-    )
-    ups = laboratory.pooled_responses(scenarios, "positive", positive_style)
-    downs = laboratory.pooled_responses(scenarios, "negative", negative_style)
-    return auroc(ups[:, row] @ reader, downs[:, row] @ reader)
+    scores = []
+    for pole, asked in zip(POLES, reversed(POLES) if swap else POLES, strict=True):
+        states = laboratory.pooled_under(scenarios.splits.test, pole, getattr(scenarios.instructions, asked))
+        scores.append(states[:, row] @ reader)
+    return auroc(*scores)
