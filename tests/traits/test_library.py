@@ -13,6 +13,7 @@ from traitscope.traits.scenarios import Pair, ScenarioSet, library_folder, libra
 FIRST_PERSON = re.compile(r"\b(I|I'm|I've|I'd|I'll|me|my|mine|myself|we|our|us)\b")
 LEAST_PAIRS = {"train": 32, "dev": 12, "test": 20}
 LEAST_PREFILLS = 8
+LEAST_NEUTRAL = 80
 SIXTEEN = [
     "abstract_concrete",
     "cognitive_load",
@@ -118,7 +119,7 @@ def test_poles_are_matched_in_length(scenarios: ScenarioSet) -> None:
 
 def test_neutral_prompts_are_many_and_none_is_a_prompt_of_a_trait() -> None:
     prompts = load_neutral().prompts
-    assert len(set(prompts)) == len(prompts) >= 40
+    assert len(set(prompts)) == len(prompts) >= LEAST_NEUTRAL
     for name in library_names():
         pairs = itertools.chain(*_splits(load_scenarios(library_folder() / f"{name}.yaml")).values())
         assert {pair.prompt for pair in pairs}.isdisjoint(prompts)
