@@ -91,7 +91,8 @@ def test_relations_are_mutual_and_point_the_same_way() -> None:
     for (name, other), why in relations.items():
         assert name != other
         ways = [set(re.findall(r"\b(along|against)\b", text.lower())) for text in (why, relations[other, name])]
-        assert ways[0] == ways[1] and len(ways[0]) == 1, (name, other)
+        assert len(ways[0]) == 1, (name, other)
+        assert ways[0] == ways[1], (name, other)
 
 
 def test_prefills_are_many_and_differ_and_both_poles_mix_the_persons(scenarios: ScenarioSet) -> None:
