@@ -262,15 +262,17 @@ def _own_text_gate(
         bag_of_words=auroc(*(bag.scores(own.texts[pole]) for pole in POLES)),
         pronoun_rate=baselines.either_way(*(baselines.pronoun_rates(own.texts[pole]) for pole in POLES)),
     )
-    return _described_texts(own, scenarios), gate
+    return _described_texts(own, scenarios, continues=True), gate
 
 
-def _described_texts(own: OwnText, scenarios: ScenarioSet) -> dict[str, Any]:
+def _described_texts(own: OwnText, scenarios: ScenarioSet, *, continues: bool) -> dict[str, Any]:
+    """An example a pole, and the yardstick; text that continues a prefill has no opening of its own."""
     described: dict[str, Any] = {
         "tokens": OWN_TEXT_TOKENS,
         "example": {pole: own.texts[pole][0] for pole in POLES},
     }
-    if (yardstick := scenarios.yardstick) is not None:
+    yardstick = scenarios.yardstick
+    if yardstick is not None and not (continues and yardstick.openers):
         means = {pole: _mean_measure(yardstick, own.texts[pole]) for pole in POLES}
         described["yardstick"] = {"name": yardstick.name, "rises": yardstick.rises, **means}
     return described
@@ -364,7 +366,7 @@ def _system_prompts(
         },
         "own_text": {
             **separation(*scores, *(written.topics[pole] for pole in POLES)).described(),
-            **_described_texts(written, scenarios),
+            **_described_texts(written, scenarios, continues=False),
         },
     }
 
