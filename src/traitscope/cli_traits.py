@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,14 @@ def traits_fit(
     names: Annotated[list[str] | None, typer.Argument(help="Trait names or scenario files.")] = None,
     all_traits: Annotated[bool, typer.Option("--all", help="Every trait of the library.")] = False,
     model: Model = None,
+    reader: Annotated[str, typer.Option(help="Method of the readers: lda, mean_diff, logistic, pca, random.")] = "lda",
+    steerer: Annotated[str, typer.Option(help="Method of the steerers, likewise.")] = "mean_diff",
+    pooling: Annotated[
+        str, typer.Option(help="response, prompt_last, or a slice of the response's content: response:0:10.")
+    ] = "response",
+    orthogonal_to: Annotated[
+        str | None, typer.Option(help="Traits, separated by commas, whose directions are projected out.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option(help="Also write the vector files here.")] = None,
@@ -32,6 +42,8 @@ def traits_fit(
     from traitscope.run.prepare import check_writable
     from traitscope.run.progress import default_reporter, stage
     from traitscope.traits.describe import describe_vectors
+    from traitscope.traits.options import FitOptions, names_in
+    from traitscope.traits.pooling import Pooling
     from traitscope.traits.scenarios import library_names
     from traitscope.traits.store import find_trait, vectors_for
     from traitscope.traits.vectors import save_vectors
@@ -39,7 +51,12 @@ def traits_fit(
     wanted = library_names() if all_traits else (names or [])
     if not wanted:
         raise InputError("traits fit: name a trait, or use --all")
+    options = FitOptions(reader, steerer, Pooling.parse(pooling))
     references = [find_trait(name, Path()) for name in wanted]
+    avoided = [find_trait(name, Path()) for name in names_in(orthogonal_to)]
+    both = {reference.name for reference in references} & {reference.name for reference in avoided}
+    if both:
+        raise InputError(f"--orthogonal-to: {', '.join(sorted(both))} cannot be made orthogonal to itself")
     if out is not None:
         check_writable(out)
         for reference in references:
@@ -48,7 +65,11 @@ def traits_fit(
     reporter = default_reporter()
     loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     with reporter:
-        fitted = vectors_for(loaded, references, on_progress=stage(reporter, "texts"))
+        on_progress = stage(reporter, "texts")
+        if avoided:
+            others = vectors_for(loaded, avoided, options=options, on_progress=on_progress)
+            options = replace(options, avoided=tuple(others))
+        fitted = vectors_for(loaded, references, options=options, on_progress=on_progress)
     if out is not None:
         for vectors in fitted:
             save_vectors(vectors, out / f"{vectors.trait}.safetensors")
@@ -123,3 +144,53 @@ def traits_show(
     print_nested(stdout(), described)
     for card in cards:
         print_card(stdout(), described["trait"], card)
+
+
+@traits_app.command("compare")
+def traits_compare(
+    names: Annotated[list[str] | None, typer.Argument(help="Traits, scenario files or vector files.")] = None,
+    all_traits: Annotated[bool, typer.Option("--all", help="Every trait of the library.")] = False,
+    model: Model = None,
+    split: Annotated[str, typer.Option(help="Pairs of the cross-AUROC: dev, or test, which is sealed.")] = "dev",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write comparison.json and comparison.png here.")] = None,
+    as_json: AsJson = False,
+    allow_foreign: AllowForeign = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Compare traits: cosines between their directions, and what each reader says of the others' pairs."""
+    from traitscope.atomic import write_atomically
+    from traitscope.model.embedded import EMBEDDED_NAME
+    from traitscope.model.loading import load_model
+    from traitscope.report.comparison import print_comparison
+    from traitscope.report.comparison_picture import save_picture
+    from traitscope.run.prepare import check_writable
+    from traitscope.run.progress import default_reporter, stage
+    from traitscope.traits.between import compare_traits
+    from traitscope.traits.scenarios import library_names
+    from traitscope.traits.store import find_trait, vectors_for
+
+    references = [find_trait(name, Path()) for name in (library_names() if all_traits else names or [])]
+    if len({reference.name for reference in references}) < max(2, len(references)):
+        raise InputError("traits compare: name at least two different traits, or use --all")
+    if split not in ("dev", "test"):
+        raise InputError(f"--split {split}: use dev or test")
+    if out is not None:
+        check_writable(out)
+        if any((out / f"comparison.{kind}").exists() for kind in ("json", "png")):
+            raise InputError(f"{out} holds a comparison already; choose another directory")
+    reporter = default_reporter()
+    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    with reporter:
+        on_progress = stage(reporter, "texts")
+        vectors = vectors_for(loaded, references, allow_foreign=allow_foreign, on_progress=on_progress)
+        result = compare_traits(loaded, references, vectors, split=split, on_progress=on_progress)  # type: ignore[arg-type]
+    if out is not None:
+        content = json.dumps(result, indent=1, ensure_ascii=False).encode()
+        write_atomically(out / "comparison.json", lambda file: file.write(content))
+        save_picture(result, out / "comparison.png")
+    if as_json:
+        print_json(result)
+    else:
+        print_comparison(stdout(), result)

@@ -268,7 +268,7 @@ def print_fitted(console: Console, described: Sequence[Mapping[str, Any]]) -> No
         title="Fitted vectors",
         caption="AUROC on the dev split at R, all pairs / style-crossed pairs; nothing here is validated yet.",
     )
-    for column in ("trait", "R", "reader", "mean difference", "verdict"):
+    for column in ("trait", "R", "reader", "steerer", "verdict"):
         table.add_column(column)
     for trait in described:
         dev = trait["card"].get("dev", {})
@@ -276,7 +276,7 @@ def print_fitted(console: Console, described: Sequence[Mapping[str, Any]]) -> No
             trait["trait"],
             trait["readout"],
             _auroc_cell(dev.get("reader")),
-            _auroc_cell(dev.get("mean_difference")),
+            _auroc_cell(dev.get("steerer")),
             trait["verdict"],
         )
     console.print(table)

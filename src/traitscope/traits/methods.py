@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
 
+from traitscope.errors import InputError, near_names
+
+Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From the positive and the negative states of pairs, both ``[n, d_model]``, to a unit direction ``[d_model]`` that
+rises towards the positive pole. Raises ValueError where the states show no direction."""
+
 _DEVIATION_FLOOR = 0.01
+_MOST_ITERATIONS = 1000
+_TOLERANCE = 1e-6
+_LEAST_LEFT = 1e-4
+_NO_DIRECTION = "the two poles have the same mean state: there is no direction between them"
 
 
 def mean_difference(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
@@ -31,12 +42,109 @@ def linear_discriminant(positive: np.ndarray, negative: np.ndarray) -> np.ndarra
     positive, negative = positive.astype(np.float64), negative.astype(np.float64)
     difference = positive.mean(axis=0) - negative.mean(axis=0)
     centred = np.concatenate([positive - positive.mean(axis=0), negative - negative.mean(axis=0)])
-    deviation = centred.std(axis=0)
-    deviation = np.maximum(deviation, max(_DEVIATION_FLOOR * np.median(deviation), np.finfo(np.float64).tiny))
+    deviation = _floored_deviation(centred)
     scaled = centred / deviation
     shrinkage = float(ledoit_wolf_shrinkage(scaled, assume_centered=True))
     solution = _solve_shrunk(scaled, shrinkage, difference / deviation)
     return _unit(solution / deviation)
+
+
+def logistic(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Unit direction ``[d_model]`` of a logistic regression (L2, C = 1) on ``[n, d_model]`` states.
+
+    It is fitted on states centred and divided by their deviation, floored as for ``linear_discriminant``, and mapped
+    back. Source: Alain and Bengio, "Understanding intermediate layers using linear classifier probes" (2016).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    states = np.concatenate([positive, negative]).astype(np.float64)
+    centred = states - states.mean(axis=0)
+    deviation = _floored_deviation(centred)
+    is_positive = np.arange(len(states)) < len(positive)
+    probe = LogisticRegression(tol=_TOLERANCE, max_iter=_MOST_ITERATIONS).fit(centred / deviation, is_positive)
+    return _unit(probe.coef_[0] / deviation)
+
+
+def pca(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Unit direction ``[d_model]``: the first principal component of the pairs' differences, uncentred.
+
+    Row i of both ``[n, d_model]`` arrays is one pair. The sign is that of the mean difference. Source: Zou et al.,
+    "Representation Engineering" (2023).
+    """
+    differences = positive.astype(np.float64) - negative.astype(np.float64)
+    if not differences.any():
+        raise ValueError(_NO_DIRECTION)
+    components = np.linalg.svd(differences, full_matrices=False).Vh
+    rises = components[0] @ differences.mean(axis=0) >= 0
+    return _unit(components[0] if rises else -components[0])
+
+
+def random_direction(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """A unit direction ``[d_model]`` that knows nothing of the trait: a control.
+
+    The seed is a hash of the states, so that a fit can be repeated but no two traits or checkpoints share a direction.
+    """
+    seed = hashlib.sha256(np.concatenate([positive, negative]).astype(np.float32).tobytes()).digest()[:8]
+    direction = np.random.default_rng(int.from_bytes(seed, "big")).normal(size=positive.shape[1:])
+    return _unit(direction)
+
+
+METHODS: dict[str, Method] = {
+    "lda": linear_discriminant,
+    "mean_diff": mean_difference,
+    "logistic": logistic,
+    "pca": pca,
+    "random": random_direction,
+}
+
+
+def find_method(name: str) -> Method:
+    """The method called ``name``.
+
+    Raises:
+        InputError: there is none; near names are offered.
+    """
+    if name not in METHODS:
+        raise InputError(f"method {name!r} is unknown; {near_names(name, METHODS)}")
+    return METHODS[name]
+
+
+def without(directions: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """``directions`` ``[n_checkpoints, d_model]`` orthogonal to all ``others`` ``[n_others, n_checkpoints, d_model]``.
+
+    Raises:
+        ValueError: nothing is left of a direction.
+    """
+    left = np.empty(directions.shape, dtype=np.float64)
+    for checkpoint, direction in enumerate(directions.astype(np.float64)):
+        basis = _orthonormal_basis(others[:, checkpoint].astype(np.float64))
+        left[checkpoint] = direction - basis.T @ (basis @ direction)
+        if np.linalg.norm(left[checkpoint]) < _LEAST_LEFT * np.linalg.norm(direction):
+            raise ValueError(f"at checkpoint {checkpoint} nothing of it is left beside the traits that it avoids")
+        left[checkpoint] = _unit(left[checkpoint])
+    return left
+
+
+def _orthonormal_basis(vectors: np.ndarray) -> np.ndarray:
+    """``[rank, d_model]`` of the span of ``[n, d_model]``."""
+    _, strengths, rows = np.linalg.svd(vectors, full_matrices=False)
+    return rows[strengths > _LEAST_LEFT * strengths[0]]
+
+
+def energy_of_two(directions: np.ndarray) -> np.ndarray:
+    """Share ``[n]`` of each direction's squared entries that its two largest dimensions hold, for ``[n, d_model]``.
+
+    Massive activations (Sun et al., 2024) sit in very few dimensions; a direction that lies there reads or pushes those
+    instead of the trait.
+    """
+    energy = np.sort(directions.astype(np.float64) ** 2, axis=1)
+    return energy[:, -2:].sum(axis=1) / energy.sum(axis=1)
+
+
+def _floored_deviation(centred: np.ndarray) -> np.ndarray:
+    """Standard deviation ``[d_model]`` of ``[n, d_model]``, at least 1 % of the median one."""
+    deviation = centred.std(axis=0)
+    return np.maximum(deviation, max(_DEVIATION_FLOOR * np.median(deviation), np.finfo(np.float64).tiny))
 
 
 def _solve_shrunk(samples: np.ndarray, shrinkage: float, target: np.ndarray) -> np.ndarray:
@@ -50,12 +158,6 @@ def _solve_shrunk(samples: np.ndarray, shrinkage: float, target: np.ndarray) -> 
     gram = samples @ samples.T
     inner = gram + np.eye(n_samples) * (ridge * n_samples / (1 - shrinkage))
     return (target - samples.T @ np.linalg.solve(inner, samples @ target)) / ridge
-
-
-Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""From positive and negative states, both ``[n, d_model]``, to a unit direction ``[d_model]``."""
-
-METHODS: dict[str, Method] = {"lda": linear_discriminant, "mean_diff": mean_difference}
 
 
 def cohens_d(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -73,5 +175,5 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
 def _unit(direction: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(direction)
     if not np.isfinite(length) or length == 0:
-        raise ValueError("the two poles have the same mean state: there is no direction between them")
+        raise ValueError(_NO_DIRECTION)
     return direction / length

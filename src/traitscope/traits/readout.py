@@ -32,7 +32,7 @@ def choose_readout(checkpoints: Sequence[Checkpoint], pairs: PooledPairs) -> tup
         candidates = [min(depths, key=lambda index: abs(depths[index] - 0.5))]
     found = {index: cross_validated_d(pairs, index) for index in candidates}
     best = max((d for d in found.values() if np.isfinite(d)), default=float("nan"))
-    near = [index for index in candidates if not np.isfinite(best) or found[index] >= (1 - _NEAR_BEST) * best]
+    near = [index for index in candidates if not np.isfinite(best) or found[index] >= best - _NEAR_BEST * abs(best)]
     readout = min(near, key=lambda index: abs(depths[index] - 0.5))
     return readout, {checkpoints[index].name: round(d, 4) for index, d in found.items()}
 

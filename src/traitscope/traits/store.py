@@ -18,7 +18,8 @@ from traitscope.model.loading import LanguageModel
 from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.rendering import PromptStyle
 from traitscope.traits.calibration import calibrate
-from traitscope.traits.fitting import METHOD, OnProgress, fit_traits, no_progress
+from traitscope.traits.fitting import OnProgress, fit_traits, no_progress
+from traitscope.traits.options import DEFAULTS, FitOptions
 from traitscope.traits.scenarios import (
     ScenarioSet,
     library_folder,
@@ -74,11 +75,14 @@ def vectors_for(
     model: LanguageModel,
     references: Sequence[TraitReference],
     *,
+    options: FitOptions = DEFAULTS,
     allow_foreign: bool = False,
     base_template: str = BASE_TEMPLATE,
     on_progress: OnProgress = no_progress,
 ) -> list[TraitVectors]:
     """The vectors of every reference on ``model``: from their file, from the cache, or fitted together now.
+
+    ``options`` are those of a fit; a vector file is taken as it is.
 
     Raises:
         InputError: a vector file belongs to another model and ``allow_foreign`` is not set, or cannot fit it.
@@ -90,13 +94,14 @@ def vectors_for(
             found[reference.name] = _vectors_from_file(model, reference, allow_foreign, base_template)
             continue
         scenarios = load_scenarios(reference.path)
-        cached = _cache_path(model, scenarios, base_template)
+        cached = _cache_path(model, scenarios, options, base_template)
         if cached.is_file():
             found[reference.name] = load_vectors(cached)
         else:
             to_fit.append((cached, scenarios))
     if to_fit:
-        fitted = fit_traits(model, [s for _, s in to_fit], base_template=base_template, on_progress=on_progress)
+        sets = [scenarios for _, scenarios in to_fit]
+        fitted = fit_traits(model, sets, options=options, base_template=base_template, on_progress=on_progress)
         for (cached, _), vectors in zip(to_fit, fitted, strict=True):
             save_vectors(vectors, cached)
             found[vectors.trait] = vectors
@@ -126,12 +131,12 @@ def bank_of(vectors: Sequence[TraitVectors]) -> ReaderBank:
     )
 
 
-def _cache_path(model: LanguageModel, scenarios: ScenarioSet, base_template: str) -> Path:
+def _cache_path(model: LanguageModel, scenarios: ScenarioSet, options: FitOptions, base_template: str) -> Path:
     described = [
         model.fingerprint.short,
         scenarios.digest(),
         load_neutral().digest(),
-        METHOD,
+        options.record(),
         str(model.dtype),
         base_template,
         [checkpoint.name for checkpoint in model.anatomy.checkpoints],

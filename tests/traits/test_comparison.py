@@ -1,0 +1,144 @@
+"""Bugs caught here: a matrix read along the wrong side or at the wrong readout, chance stated wrongly, a look at the
+sealed test split that nobody asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import SCENARIOS
+from traitscope.model.loading import LanguageModel
+from traitscope.traits import between
+from traitscope.traits.comparison import RandomCosine, at_readouts, cosines, cross_auroc, random_auroc_deviation
+from traitscope.traits.methods import auroc
+from traitscope.traits.pooling import PooledPairs
+from traitscope.traits.scenarios import load_scenarios
+from traitscope.traits.store import find_trait, vectors_for
+
+
+def _axes(*which: tuple[int, int]) -> np.ndarray:
+    """One trait: at each checkpoint a unit vector ``sign`` along ``axis``."""
+    directions = np.zeros((len(which), 6))
+    for checkpoint, (axis, sign) in enumerate(which):
+        directions[checkpoint, axis] = sign
+    return directions
+
+
+THREE = np.stack([_axes((0, 1), (1, 1)), _axes((0, 1), (2, 1)), _axes((3, 1), (1, -1))])
+
+
+def test_equal_directions_have_cosine_one_orthogonal_ones_none() -> None:
+    found = cosines(THREE)
+    assert found[0, 1].tolist() == [1, 0]
+    assert found[0, 2].tolist() == [0, -1]
+    assert found[2, 1].tolist() == [0, 0]
+    assert at_readouts(found, [0, 1, 1]).tolist() == [[1, 1, 0], [0, 1, 0], [-1, 0, 1]]
+
+
+def _planted(direction: np.ndarray, checkpoint: int) -> PooledPairs:
+    """The poles differ along ``direction`` at ``checkpoint``; all else is noise."""
+    positive, negative = np.random.default_rng(0).normal(size=(2, 200, 2, 6))
+    positive[:, checkpoint] += 8 * direction
+    return PooledPairs(positive, negative, tuple("t" * 200), np.zeros(200, dtype=bool))
+
+
+def test_a_reader_tells_the_pairs_apart_that_differ_along_it_at_its_own_readout() -> None:
+    states = [_planted(THREE[0, 1], 1), None, _planted(THREE[0, 0], 0)]
+    found = cross_auroc(THREE, [1, 0, 1], states)
+    assert found[0, 0] > 0.99
+    assert found[2, 0] < 0.01, "the reader of trait 2 runs the other way"
+    assert found[1, 2] > 0.99, "trait 1 has the direction of trait 0 at checkpoint 0, where it is read"
+    assert np.isnan(found[:, 1]).all()
+    for a, b in ((0, 2), (1, 0), (2, 2)):
+        assert found[a, b] == pytest.approx(0.5, abs=0.15)
+
+
+def test_chance_is_what_random_draws_give() -> None:
+    random = np.random.default_rng(0)
+    draws = random.normal(size=(20_000, 64))
+    found = draws[:, 0] / np.linalg.norm(draws, axis=1)
+    assert found.std() == pytest.approx(RandomCosine(64).deviation, rel=0.02)
+    assert np.abs(found).mean() == pytest.approx(RandomCosine(64).mean_absolute, rel=0.02)
+    scores = [auroc(*random.normal(size=(2, 12))) for _ in range(4000)]
+    assert np.std(scores) == pytest.approx(random_auroc_deviation(12), rel=0.04)
+
+
+@pytest.fixture
+def opposite(tmp_path: Path) -> Path:
+    """The scenario set of the other tests with its poles swapped, related as it says, and with a sealed split."""
+    text = SCENARIOS.read_text().replace("name: loudness", "name: whisper\nrelated: {loudness: its opposite}")
+    swapped = text.replace("positive:", "swap:").replace("negative:", "positive:").replace("swap:", "negative:")
+    path = tmp_path / "whisper.yaml"
+    sealed = '  test:\n    - {topic: secrets, prompt: "Psst?", positive: "quiet now.", negative: "WHAT IS IT?"}\n'
+    path.write_text(swapped.rstrip("\n") + "\n" + sealed)
+    return path
+
+
+def test_a_trait_and_its_opposite(
+    command: Any, tiny_directory: Path, tiny_cache: Path, opposite: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, printed, err = command(
+        "traits", "compare", SCENARIOS, opposite, "--model", tiny_directory, "--out", out, "--json"
+    )
+    assert code == 0, err
+    result = json.loads(printed)
+    assert json.loads((out / "comparison.json").read_text()) == result
+    (pair,) = result["pairs"]
+    assert pair["traits"] == ["loudness", "whisper"]
+    assert pair["declared_related"]
+    assert pair["marked"] == {"reader": True, "steerer": True}
+    for kind in ("reader", "steerer"):
+        assert pair["cosines"][kind] == pytest.approx([-1] * len(result["checkpoints"]), abs=1e-3)
+    own, foreign = result["cross_auroc"][0]
+    assert foreign == pytest.approx(1 - own, abs=1e-3)
+    assert result["traits"][0]["pairs"] == len(load_scenarios(SCENARIOS).splits.dev)
+    assert Image.open(out / "comparison.png").size[0] > 500
+    assert command("traits", "compare", SCENARIOS, opposite, "--out", out)[0] == 2, "nothing is overwritten"
+
+
+def test_the_tables_name_both_traits_with_their_verdicts(
+    command: Any, tiny_directory: Path, tiny_cache: Path, opposite: Path
+) -> None:
+    code, printed, _ = command("traits", "compare", SCENARIOS, opposite, "--model", tiny_directory)
+    assert code == 0
+    assert "loudness and whisper" in printed
+    assert "-1.00*" in printed
+    assert "related" in printed
+    assert printed.count("unvalidated") >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([SCENARIOS], "name at least two different traits"),
+        ([SCENARIOS, SCENARIOS], "name at least two different traits"),
+        ([SCENARIOS, "sycophancy", "--split", "train"], "use dev or test"),
+    ],
+)
+def test_wrong_requests_are_refused(arguments: list[Any], message: str, command: Any) -> None:
+    code, _, err = command("traits", "compare", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_the_sealed_split_is_read_only_when_asked_for(
+    tiny: Callable[..., LanguageModel], tiny_cache: Path, opposite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    pool = between.pool_pairs
+    monkeypatch.setattr(
+        between, "pool_pairs", lambda m, pairs, *rest: read.append(pairs[0].topic) or pool(m, pairs, *rest)
+    )
+    references = [find_trait(str(path), Path()) for path in (SCENARIOS, opposite)]
+    vectors = vectors_for(tiny("llama"), references)
+    between.compare_traits(tiny("llama"), references, vectors)
+    assert read == ["boats", "boats"]
+    between.compare_traits(tiny("llama"), references, vectors, split="test")
+    assert read[2:] == ["secrets"]
