@@ -18,6 +18,7 @@ from traitscope.model.loading import LanguageModel
 from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.rendering import PromptStyle
 from traitscope.traits.calibration import calibrate
+from traitscope.traits.direction_files import DIRECTION_SUFFIXES
 from traitscope.traits.fitting import METHOD, OnProgress, fit_traits, no_progress
 from traitscope.traits.scenarios import (
     ScenarioSet,
@@ -51,8 +52,11 @@ def find_trait(reference: str, folder: Path) -> TraitReference:
         return TraitReference(load_scenarios(path).name, "scenarios", path.resolve())
     if reference in library_names():
         return TraitReference(reference, "scenarios", library_folder() / f"{reference}.yaml")
-    if path.suffix == ".pt":
-        raise InputError(f"trait {reference}: .pt files are pickles; save the vectors as safetensors")
+    if path.suffix in DIRECTION_SUFFIXES:
+        raise InputError(
+            f"trait {reference}: {path.suffix} files hold directions without a calibration; make a vector file of it: "
+            f"traitscope traits import {reference}"
+        )
     raise InputError(f"trait {reference!r} is unknown; {near_names(reference, library_names())}")
 
 
