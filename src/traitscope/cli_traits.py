@@ -42,7 +42,7 @@ def traits_fit(
     from traitscope.run.prepare import check_writable
     from traitscope.run.progress import default_reporter, stage
     from traitscope.traits.describe import describe_vectors
-    from traitscope.traits.options import FitOptions, names_in
+    from traitscope.traits.options import DEFAULTS, FitOptions, names_in
     from traitscope.traits.pooling import Pooling
     from traitscope.traits.scenarios import library_names
     from traitscope.traits.store import find_trait, vectors_for
@@ -57,6 +57,8 @@ def traits_fit(
     both = {reference.name for reference in references} & {reference.name for reference in avoided}
     if both:
         raise InputError(f"--orthogonal-to: {', '.join(sorted(both))} cannot be made orthogonal to itself")
+    if (options != DEFAULTS or avoided) and any(reference.kind == "vectors" for reference in references):
+        raise InputError("traits fit: a vector file is fitted already; methods and pooling are for scenario sets")
     if out is not None:
         check_writable(out)
         for reference in references:
@@ -194,3 +196,95 @@ def traits_compare(
         print_json(result)
     else:
         print_comparison(stdout(), result)
+
+
+@traits_app.command("import")
+def traits_import(
+    file: Annotated[Path, typer.Argument(help="A .pt, .safetensors or .gguf file with a direction for each layer.")],
+    trait: Annotated[str, typer.Option(metavar="NAME", help="What the trait is to be called.")],
+    convention: Annotated[
+        str | None, typer.Option(help="What row i belongs to: resid_post, resid_pre or hidden_states.")
+    ] = None,
+    readout: Annotated[
+        str | None, typer.Option(metavar="LAYER|CHECKPOINT", help="R; nearest to half depth if left out.")
+    ] = None,
+    tensor: Annotated[str | None, typer.Option(metavar="NAME", help="Which of several tensors.")] = None,
+    layer: Annotated[int | None, typer.Option(min=0, help="Which row it is, if the file holds one direction.")] = None,
+    positive: Annotated[str | None, typer.Option(help="The pole that the direction points to.")] = None,
+    negative: Annotated[str | None, typer.Option(help="The other pole.")] = None,
+    description: Annotated[str | None, typer.Option(help="What the trait is.")] = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The vector file; NAME.safetensors here.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Make a vector file of directions that were found elsewhere, calibrated on a model."""
+    from traitscope.model.embedded import EMBEDDED_NAME
+    from traitscope.model.loading import load_model
+    from traitscope.run.progress import default_reporter, stage
+    from traitscope.traits.direction_files import read_directions
+    from traitscope.traits.importing import TraitLabels, convention_of, import_vectors
+    from traitscope.traits.vectors import save_vectors
+
+    labels = TraitLabels.of(trait, description, positive, negative)
+    to = out or Path(f"{trait}.safetensors")
+    if to.suffix != ".safetensors" or to.exists():
+        raise InputError(f"--out {to}: must end in .safetensors, and not exist yet")
+    directions = read_directions(file, tensor=tensor, layer=layer)
+    stated = convention_of(directions, convention)
+    reporter = default_reporter()
+    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    with reporter:
+        vectors = import_vectors(
+            loaded, directions, stated, labels, readout=readout, on_progress=stage(reporter, "texts")
+        )
+    try:
+        save_vectors(vectors, to)
+    except OSError as error:
+        raise InputError(f"--out {to}: cannot be written: {error.strerror}") from None
+    for row in vectors.origin.method["dropped"]:
+        typer.echo(f"left out: {row}", err=True)
+    typer.echo(
+        f"wrote {to}: {trait} at {len(vectors.covered_names)} of {len(vectors.checkpoints)} checkpoints, "
+        f"R = {vectors.readout_name}; {vectors.origin.verdict}"
+    )
+
+
+@traits_app.command("export")
+def traits_export(
+    name: Annotated[str, typer.Argument(help="A trait, a scenario file or a vector file.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="A .gguf control vector or a .safetensors file.")],
+    direction: Annotated[str, typer.Option(help="steerer or reader.")] = "steerer",
+    scale: Annotated[
+        str | None, typer.Option(help="unit, or norm (of the usual state): norm for .gguf if left out, else unit.")
+    ] = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Write one direction a layer for llama.cpp and others; a trait without a vector file is fitted first."""
+    from traitscope.model.embedded import EMBEDDED_NAME
+    from traitscope.model.loading import load_model
+    from traitscope.run.progress import default_reporter, stage
+    from traitscope.traits.exporting import export_vectors, model_hint, refuse_unwritable
+    from traitscope.traits.store import find_trait, vectors_for
+    from traitscope.traits.vectors import load_vectors
+
+    refuse_unwritable(to, direction, scale)
+    reference = find_trait(name, Path())
+    if reference.kind == "vectors":
+        vectors = load_vectors(reference.path)
+    else:
+        reporter = default_reporter()
+        loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        with reporter:
+            (vectors,) = vectors_for(loaded, [reference], on_progress=stage(reporter, "texts"))
+    layers = export_vectors(
+        vectors, to, direction=direction, scale=scale, architecture=model_hint(model or vectors.origin.model)
+    )
+    typer.echo(
+        f"wrote {to}: {direction} of {vectors.trait} at resid_post of {len(layers)} layers, {layers[0]} to "
+        f"{layers[-1]}; R = {vectors.readout_name}; {vectors.origin.verdict}"
+    )

@@ -24,6 +24,7 @@ def describe_vectors(vectors: TraitVectors) -> dict[str, Any]:
         "poles": list(vectors.poles),
         "readout": vectors.readout_name,
         "checkpoints": len(vectors.checkpoints),
+        "covered": len(vectors.covered_names),
         "d_model": vectors.reader.shape[1],
         **asdict(vectors.origin),
     }
