@@ -52,7 +52,7 @@ def traits_page(described: Sequence[Mapping[str, Any]]) -> str:
             ),
             "## Why gates were missed",
             "\n".join(_reasons(described)) or "None was.",
-            "## What the model wrote after prefills\n\nOne continuation a pole, without the prefill, which is not scored.",
+            "## What the model wrote after prefills\n\nOne text a pole, without the prefill, which is not scored.",
             _table(("trait", "pole", "text"), _example_rows(described)),
         ]
     )
