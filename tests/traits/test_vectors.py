@@ -141,7 +141,7 @@ def test_damaged_vector_files_are_refused(vectors: TraitVectors, tmp_path: Path)
         ("uncertainty", r"trait 'uncertainty' is unknown; did you mean uncertainty_calibration"),
         ("./none.yaml", "no such file"),
         ("./none.safetensors", "no such file"),
-        ("./old.pt", "save the vectors as safetensors"),
+        ("./old.pt", r"without a calibration.*traitscope traits import \./old\.pt"),
     ],
 )
 def test_references_that_mean_no_trait(reference: str, message: str, tmp_path: Path) -> None:

@@ -158,9 +158,10 @@ class Run:
     def to_xarray(self, generation: str) -> xarray.Dataset:
         """Everything about one generation, with dims (position, trait, checkpoint).
 
-        Variables: ``score`` and ``z`` over all three, ``write`` likewise (NaN after a trait's readout),
-        ``norm`` over (position, checkpoint). Select a state by name, ``.sel(checkpoint="resid_post.14")``, or
-        the same state as the input of the next layer, ``.sel(resid_pre="resid_pre.15")``.
+        Variables: ``score`` and ``z`` over all three (NaN where a trait's vectors have no direction), ``write``
+        likewise (NaN after a trait's readout), ``norm`` over (position, checkpoint). Select a state by name,
+        ``.sel(checkpoint="resid_post.14")``, or the same state as the input of the next layer,
+        ``.sel(resid_pre="resid_pre.15")``.
 
         Raises:
             InputError: no such generation with scores in this run.
@@ -173,8 +174,8 @@ class Run:
         writes = self.writes.filter(pl.col("generation") == generation).collect()
         tokens = self.tokens.filter(pl.col("generation") == generation).sort("position").collect()
         names = scores["checkpoint"].to_list()
-        traits = [trait for trait in self.traits if scores[f"score.{trait}"].null_count() == 0]
-        score = np.stack([np.stack(scores[f"score.{t}"].to_list()) for t in traits])
+        traits = [trait for trait in self.traits if scores[f"score.{trait}"].null_count() < len(scores)]
+        score = np.stack([_stacked(scores[f"score.{trait}"], len(tokens)) for trait in traits])
         z = np.stack(
             [
                 np.stack([self.traits[t].z(score[i, c], name) for c, name in enumerate(names)])
@@ -234,6 +235,11 @@ def _as_resid_pre(name: str, checkpoints: Sequence[str]) -> str:
     if checkpoint.site != "resid_post" or is_last:
         return name
     return Checkpoint(checkpoint.layer + 1, "resid_pre").name
+
+
+def _stacked(lists: pl.Series, n_positions: int) -> np.ndarray:
+    """``[len(lists), n_positions]``, NaN where there is no list."""
+    return np.stack([np.full(n_positions, np.nan) if row is None else row for row in lists.to_list()])
 
 
 def _writes_at(writes: pl.DataFrame, traits: Sequence[str], names: Sequence[str], n_positions: int) -> np.ndarray:

@@ -18,7 +18,7 @@ class ReaderBank:
     """The readers of several traits, as the forward pass needs them.
 
     ``readers`` is ``[n_traits, n_checkpoints, d_model]`` float32; ``readouts`` holds the index of each trait's
-    readout checkpoint R.
+    readout checkpoint R. A reader that is NaN is none: its column of a product is NaN, and no other one.
     """
 
     traits: tuple[str, ...]
@@ -42,7 +42,7 @@ class Trace:
     """What a capture keeps of one generation, float32.
 
     Attributes:
-        scores: ``[n_checkpoints, positions, n_traits]``, state · that checkpoint's reader.
+        scores: ``[n_checkpoints, positions, n_traits]``, state · that checkpoint's reader; NaN where there is none.
         at_readout: ``[n_checkpoints, positions, n_traits]``, state · reader of the trait's R.
         norms: ``[n_checkpoints, positions]``, Euclidean norm of the state.
     """

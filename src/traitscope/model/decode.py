@@ -14,6 +14,7 @@ from traitscope.model.kv_cache import KeysAndValues, begin_rows, can_share, keys
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling, TokenChooser
 from traitscope.model.sharing import Sharing, shared_by
+from traitscope.model.steering import Pushes, Steering, pushing, steers_prompt
 
 _FLUSH_STEPS = 32
 _COMPACT_SHARE = 0.25
@@ -66,6 +67,7 @@ def decode(
     bank: ReaderBank | None = None,
     on_step: Callable[[int], None] | None = None,
     run_prefix: RunPrefix | None = None,
+    steering: Sequence[Steering | None] | None = None,
 ) -> list[Decoded]:
     """Generate from ``prompts`` in one batch.
 
@@ -80,9 +82,15 @@ def decode(
         bank: the traits to project on; None generates without hooks.
         on_step: told after each step how many rows moved on by a token.
         run_prefix: kept by the caller from batch to batch of one run.
+        steering: what each row is pushed by; where prompts are pushed, nothing is shared between rows.
     """
     watching = capturing(model.module, model.anatomy, bank, model.device) if bank is not None else nullcontext(None)
-    with watching as capture, model.linears.in_use():
+    steering = steering or [None] * len(prompts)
+    with (
+        pushing(model.module, model.anatomy, steering, model.device) as pushes,
+        watching as capture,
+        model.linears.in_use(),
+    ):
         loop = DecodeLoop(
             model,
             prompts,
@@ -92,6 +100,8 @@ def decode(
             capture=capture,
             on_step=on_step,
             run_prefix=run_prefix,
+            pushes=pushes,
+            shares=not steers_prompt(steering),
         )
         loop.prefill()
         while loop.step():
@@ -118,13 +128,16 @@ class DecodeLoop:
         capture: ScoreCapture | None = None,
         on_step: Callable[[int], None] | None = None,
         run_prefix: RunPrefix | None = None,
+        pushes: Pushes | None = None,
+        shares: bool = True,
     ) -> None:
         self._model = model
         self._max_new_tokens = max_new_tokens
         self._chooser = TokenChooser(sampling, seeds, max_new_tokens)
         self._on_step = on_step
         self._run_prefix = run_prefix or RunPrefix()
-        self._sharing = _sharing(model, prompts, self._run_prefix)
+        self._pushes, self._shares = pushes, shares
+        self._sharing = _sharing(model, prompts, self._run_prefix) if shares else _nothing_shared(prompts)
         self._columns = _ColumnStore(prompts, capture) if capture is not None else None
         self._rows = list(range(len(prompts)))
         self._responses: list[list[int]] = [[] for _ in prompts]
@@ -139,6 +152,8 @@ class DecodeLoop:
         self._cache = new_cache(self._model, input_ids.shape[1] + self._max_new_tokens)
         if prefix is not None:
             begin_rows(self._cache, prefix.states, sharing.shifts)
+        if self._pushes is not None and not self._shares:
+            self._pushes.prompts(self._rows, self._position_ids(), self._mask)
         self._logits = self._forward(input_ids[:, sharing.n_prefix :])
         if self._columns is not None:
             self._columns.keep_prefill(sharing, None if prefix is None else prefix.columns)
@@ -151,6 +166,8 @@ class DecodeLoop:
         tokens, logprobs = self._chooser.choose(self._logits, self._rows, self._n_steps)
         running = self._record(tokens.tolist(), logprobs.tolist())
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
+        if self._pushes is not None:
+            self._pushes.responses(self._rows)
         self._logits = self._forward(tokens[:, None])
         if self._columns is not None:
             self._columns.keep_step(self._rows, self._responses)
@@ -189,8 +206,11 @@ class DecodeLoop:
         columns = None if self._columns is None else self._columns.taken(1)[:, 0]
         return ReadPrefix(keys_and_values(self._cache), columns)
 
+    def _position_ids(self) -> torch.Tensor:
+        return (self._mask.cumsum(dim=1) - 1).clamp_min(0)
+
     def _forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        position_ids = (self._mask.cumsum(dim=1) - 1).clamp_min(0)[:, -input_ids.shape[1] :]
+        position_ids = self._position_ids()[:, -input_ids.shape[1] :]
         output = self._model.forward(
             input_ids=input_ids,
             attention_mask=self._mask,
@@ -224,6 +244,10 @@ class DecodeLoop:
 def _sharing(model: LanguageModel, prompts: Sequence[Sequence[int]], run_prefix: RunPrefix) -> Sharing:
     if can_share(model):
         return shared_by(prompts, run_prefix.token_ids)
+    return _nothing_shared(prompts)
+
+
+def _nothing_shared(prompts: Sequence[Sequence[int]]) -> Sharing:
     rows = tuple(map(tuple, prompts))
     return Sharing(rows, tuple(range(len(rows))), n_prefix=0)
 

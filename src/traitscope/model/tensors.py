@@ -38,6 +38,29 @@ def nth_wide_tensor(values: Any, d_model: int, index: int) -> torch.Tensor | Non
     return next(islice(wide_tensors(values, d_model), index, None), None)
 
 
+def with_nth_wide_tensor(values: Any, d_model: int, index: int, replacement: torch.Tensor) -> Any:
+    """``values`` with the ``index``-th of its ``wide_tensors`` replaced; nothing is changed in place."""
+    replaced, _ = _replaced(values, d_model, index, replacement)
+    return replaced
+
+
+def _replaced(values: Any, d_model: int, index: int, replacement: torch.Tensor) -> tuple[Any, int]:
+    """The values, and how many wide tensors are still to be passed; below zero once it was replaced."""
+    if isinstance(values, torch.Tensor):
+        if not _is_wide(values, d_model):
+            return values, index
+        return (replacement if index == 0 else values), index - 1
+    if type(values) in (tuple, list):
+        items = []
+        for value in values:
+            item, index = _replaced(value, d_model, index, replacement)
+            items.append(item)
+        return type(values)(items), index
+    if any(True for _ in wide_tensors(values, d_model)):
+        raise RuntimeError(f"the residual stream cannot be replaced inside a {type(values).__name__}")
+    return values, index
+
+
 def _is_wide(value: Any, d_model: int) -> bool:
     return (
         isinstance(value, torch.Tensor)

@@ -69,6 +69,7 @@ class Engine:
     ) -> None:
         self._model = model
         self._bank = bank
+        self._covered = np.isfinite(bank.readers.numpy()).all(axis=-1).T  # [n_checkpoints, n_traits]
         self._run_prefix = RunPrefix(run_prefix)
         self._on_tokens = on_tokens
         self._describer = TokenDescriber(model.tokenizer)
@@ -173,7 +174,8 @@ class Engine:
 
     def _not_finite(self, row: Decoded) -> str | None:
         assert row.trace is not None
-        bad = ~np.isfinite(row.trace.norms) | ~np.isfinite(row.trace.scores).all(axis=-1)
+        wrong_scores = ~np.isfinite(row.trace.scores) & self._covered[:, None, :]
+        bad = ~np.isfinite(row.trace.norms) | wrong_scores.any(axis=-1)
         if bad.any():
             checkpoint, position = np.argwhere(bad)[0]
             name = self._model.anatomy.checkpoints[checkpoint].name

@@ -171,7 +171,12 @@ def freeze(
             "packed_linears": model.linears.wanted,
             "checkpoints": [checkpoint.name for checkpoint in model.anatomy.checkpoints],
             "traits": [
-                {"name": vector.trait, "readout": vector.readout_name, "verdict": vector.origin.verdict}
+                {
+                    "name": vector.trait,
+                    "readout": vector.readout_name,
+                    "verdict": vector.origin.verdict,
+                    "covered": None if vector.covered.all() else list(vector.covered_names),
+                }
                 for vector in vectors
             ],
             "batch_width": batch_width,

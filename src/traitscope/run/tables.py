@@ -120,12 +120,14 @@ def _scores(outcomes: Sequence[Outcome], traits: Sequence[str], checkpoints: Seq
     columns["norm"] = _lists([round_mantissa(_trace(outcome).norms[c]) for outcome, c in rows])
     for i, trait in enumerate(traits):
         columns[f"score.{trait}"] = _lists(
-            [
-                round_mantissa(_trace(outcome).scores[c, :, i]) if trait in outcome.traits else None
-                for outcome, c in rows
-            ]
+            [_kept_scores(_trace(outcome).scores[c, :, i]) if trait in outcome.traits else None for outcome, c in rows]
         )
     return pa.Table.from_pydict(columns, scores_schema(traits))
+
+
+def _kept_scores(scores: np.ndarray) -> np.ndarray | None:
+    """``[positions]`` as they are stored; None where the trait's vectors have no direction, which leaves only NaN."""
+    return None if np.isnan(scores).all() else round_mantissa(scores)
 
 
 def _writes(

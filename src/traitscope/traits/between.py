@@ -19,7 +19,7 @@ from traitscope.traits.comparison import (
     cross_auroc,
     random_auroc_deviation,
 )
-from traitscope.traits.fitting import OnProgress, no_progress
+from traitscope.traits.counting import OnProgress, no_progress
 from traitscope.traits.pooling import PooledPairs, pool_pairs
 from traitscope.traits.scenarios import Pair, ScenarioSet, library_names, load_scenarios
 from traitscope.traits.store import TraitReference, find_trait

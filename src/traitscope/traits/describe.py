@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from traitscope.traits.scenarios import library_names, load_scenarios
-from traitscope.traits.store import TraitReference, find_trait
+from traitscope.traits.store import TraitReference, cached_vectors, find_trait
 from traitscope.traits.vectors import TraitVectors, load_vectors
 
 
@@ -24,15 +24,31 @@ def describe_vectors(vectors: TraitVectors) -> dict[str, Any]:
         "poles": list(vectors.poles),
         "readout": vectors.readout_name,
         "checkpoints": len(vectors.checkpoints),
+        "covered": len(vectors.covered_names),
         "d_model": vectors.reader.shape[1],
         **asdict(vectors.origin),
+    }
+
+
+def _with_card(vectors: TraitVectors) -> dict[str, Any]:
+    """What validation found on one model."""
+    origin = vectors.origin
+    return {
+        "model": origin.model,
+        "fingerprint": origin.fingerprint,
+        "dtype": origin.dtype,
+        "readout": vectors.readout_name,
+        "verdict": origin.verdict,
+        "card": origin.card,
     }
 
 
 def describe_trait(reference: TraitReference) -> dict[str, Any]:
     """A trait's vector file or scenario set."""
     if reference.kind == "vectors":
-        return describe_vectors(load_vectors(reference.path))
+        vectors = load_vectors(reference.path)
+        described = describe_vectors(vectors)
+        return {**{name: value for name, value in described.items() if name != "card"}, "cards": [_with_card(vectors)]}
     scenarios = load_scenarios(reference.path)
     splits = {split: getattr(scenarios.splits, split) for split in ("train", "dev", "test")}
     return {
@@ -44,5 +60,6 @@ def describe_trait(reference: TraitReference) -> dict[str, Any]:
         "style_crossed": {split: sum(pair.crossed is not None for pair in pairs) for split, pairs in splits.items()},
         "related": dict(scenarios.related),
         "prefills": 0 if scenarios.prefills is None else len(scenarios.prefills.positive + scenarios.prefills.negative),
+        "cards": [_with_card(load_vectors(path)) for path in cached_vectors(scenarios)],
         "example": scenarios.splits.train[0].model_dump(exclude_none=True),
     }

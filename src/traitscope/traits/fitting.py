@@ -16,18 +16,13 @@ from traitscope.model.loading import LanguageModel
 from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.rendering import PromptStyle, has_chat_template
 from traitscope.traits.calibration import calibrate
+from traitscope.traits.counting import Counter, OnProgress, no_progress
 from traitscope.traits.methods import METHODS, Method, auroc, energy_of_two, without
 from traitscope.traits.options import DEFAULTS, FitOptions
 from traitscope.traits.pooling import PooledPairs, pool_pairs
 from traitscope.traits.readout import choose_readout
 from traitscope.traits.scenarios import NeutralPrompts, ScenarioSet, load_neutral
 from traitscope.traits.vectors import Calibration, TraitVectors, VectorOrigin
-
-OnProgress = Callable[[str, int, int], None]
-
-
-def no_progress(_what: str, _done: int, _total: int) -> None:
-    """The listener of who does not listen."""
 
 
 def fit_traits(
@@ -51,7 +46,7 @@ def fit_traits(
     neutral = neutral or load_neutral()
     style = PromptStyle(system=None, template={}, base_template=base_template)
     n_texts = sum(2 * (len(s.splits.train) + len(s.splits.dev)) for s in scenario_sets)
-    count = _Counter(on_progress, "fitting vectors", n_texts + len(neutral.prompts))
+    count = Counter(on_progress, "fitting vectors", n_texts + len(neutral.prompts))
     drafts = [_draft(model, scenarios, options, style, count) for scenarios in scenario_sets]
     bank = ReaderBank(
         tuple(scenarios.name for scenarios in scenario_sets),
@@ -63,15 +58,6 @@ def fit_traits(
         _finished(model, scenarios, options, neutral, base_template, draft, calibration)
         for scenarios, draft, calibration in zip(scenario_sets, drafts, calibrations, strict=True)
     ]
-
-
-class _Counter:
-    def __init__(self, on_progress: OnProgress, what: str, total: int) -> None:
-        self._on_progress, self._what, self._done, self._total = on_progress, what, 0, total
-
-    def __call__(self) -> None:
-        self._done += 1
-        self._on_progress(self._what, self._done, self._total)
 
 
 class _Draft:

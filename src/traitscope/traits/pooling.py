@@ -110,6 +110,24 @@ def pool_pairs(
     )
 
 
+def pool_texts(
+    model: LanguageModel,
+    texts: Sequence[tuple[Sequence[int], np.ndarray]],
+    rows: Sequence[int],
+    on_text: Callable[[], None],
+) -> np.ndarray:
+    """Mean states ``[n_texts, n_rows, d_model]`` float32 of token ids over the positions to keep, at some checkpoints.
+
+    Raises:
+        RunError: a state is not finite.
+    """
+    read = [PooledText(tuple(token_ids), np.flatnonzero(keep)) for token_ids, keep in texts]
+    states = pooled_states(model, read, on_text)[:, list(rows)]
+    if not np.isfinite(states).all():
+        raise RunError("the model's own text gives states that are not finite; try dtype float32 or bfloat16")
+    return states
+
+
 def _texts(model: LanguageModel, pairs: Sequence[Pair], style: PromptStyle, pooling: Pooling) -> list[PooledText]:
     """The positive and the negative text of each pair in turn."""
     describer = TokenDescriber(model.tokenizer)

@@ -135,6 +135,11 @@ def load_scenarios(path: Path) -> ScenarioSet:
     return read_model(path, ScenarioSet, "scenario file")
 
 
+def library_scenarios(name: str) -> ScenarioSet:
+    """A built-in scenario set by its name."""
+    return load_scenarios(library_folder() / f"{name}.yaml")
+
+
 def load_neutral() -> NeutralPrompts:
     """The built-in neutral prompts."""
     return read_model(library_folder() / "neutral.yaml", NeutralPrompts, "neutral prompts")

@@ -18,7 +18,9 @@ from traitscope.model.loading import LanguageModel
 from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.rendering import PromptStyle
 from traitscope.traits.calibration import calibrate
-from traitscope.traits.fitting import OnProgress, fit_traits, no_progress
+from traitscope.traits.counting import OnProgress, no_progress
+from traitscope.traits.direction_files import DIRECTION_SUFFIXES
+from traitscope.traits.fitting import fit_traits
 from traitscope.traits.options import DEFAULTS, FitOptions
 from traitscope.traits.scenarios import (
     ScenarioSet,
@@ -52,8 +54,11 @@ def find_trait(reference: str, folder: Path) -> TraitReference:
         return TraitReference(load_scenarios(path).name, "scenarios", path.resolve())
     if reference in library_names():
         return TraitReference(reference, "scenarios", library_folder() / f"{reference}.yaml")
-    if path.suffix == ".pt":
-        raise InputError(f"trait {reference}: .pt files are pickles; save the vectors as safetensors")
+    if path.suffix in DIRECTION_SUFFIXES:
+        raise InputError(
+            f"trait {reference}: {path.suffix} files hold directions without a calibration; make a vector file of it: "
+            f"traitscope traits import {reference}"
+        )
     raise InputError(f"trait {reference!r} is unknown; {near_names(reference, library_names())}")
 
 
@@ -106,6 +111,20 @@ def vectors_for(
             save_vectors(vectors, cached)
             found[vectors.trait] = vectors
     return [found[reference.name] for reference in references]
+
+
+def cached_vectors(scenarios: ScenarioSet) -> list[Path]:
+    """Vector files in the user's cache that were fitted from this scenario set as it is now, on whatever model."""
+    digest = scenarios.digest()
+    found = sorted((cache_directory() / "vectors").glob(f"{scenarios.name}-*.safetensors"))
+    return [path for path in found if json.loads(vector_metadata(path)["origin"])["scenarios"] == digest]
+
+
+def vector_path(model: LanguageModel, reference: TraitReference, base_template: str = BASE_TEMPLATE) -> Path:
+    """Where the vectors of ``reference`` on ``model`` are kept: their own file, or one in the user's cache."""
+    if reference.kind == "vectors":
+        return reference.path
+    return _cache_path(model, load_scenarios(reference.path), DEFAULTS, base_template)
 
 
 def bank_of(vectors: Sequence[TraitVectors]) -> ReaderBank:

@@ -26,7 +26,7 @@ class Calibration:
     Attributes:
         mean, std: per region, ``[n_checkpoints]`` float32 of the scores. ``prompt_last`` is the last prompt
             token, ``response_token`` each content token, ``response_mean`` the mean over a response. The
-            deviation is NaN where neutral replies do not vary.
+            deviation is NaN where neutral replies do not vary; both are where the vectors have no direction.
         norm: ``[n_checkpoints]`` float32, median Euclidean norm of the state over content tokens.
         write: ``[n_checkpoints]`` float32, mean write over content tokens; zero after the readout.
     """
@@ -61,9 +61,11 @@ class TraitVectors:
     """The directions of one trait in one model.
 
     Attributes:
-        checkpoints: names such as ``resid_mid.12``, one a row of the tensors.
-        readout: index of the readout checkpoint R.
-        reader, steerer: ``[n_checkpoints, d_model]`` float32, unit rows: to score and to push.
+        checkpoints: names such as ``resid_mid.12``, one a row of the tensors: all that the model has.
+        readout: index of the readout checkpoint R, which is always covered.
+        reader, steerer: ``[n_checkpoints, d_model]`` float32, unit rows: to score and to push. Imported vectors may
+            cover some checkpoints only; the other rows are NaN, so that nothing computed with them can pass for a
+            number.
     """
 
     trait: str
@@ -75,6 +77,15 @@ class TraitVectors:
     steerer: torch.Tensor
     calibration: Calibration
     origin: VectorOrigin
+
+    @property
+    def covered(self) -> torch.Tensor:
+        """``[n_checkpoints]`` bool: where there is a direction."""
+        return ~self.reader.isnan().any(dim=-1)
+
+    @property
+    def covered_names(self) -> tuple[str, ...]:
+        return tuple(name for name, there in zip(self.checkpoints, self.covered.tolist(), strict=True) if there)
 
     @property
     def readout_name(self) -> str:
@@ -148,7 +159,10 @@ def vector_metadata(path: Path) -> dict[str, str]:
     except SafetensorError as error:
         raise InputError(f"vector file {path}: no readable safetensors file: {error}") from None
     if metadata.get("traitscope_vectors") != FORMAT_VERSION:
-        raise InputError(f"vector file {path}: not written by this version of traitscope")
+        raise InputError(
+            f"vector file {path}: not written by this version of traitscope; directions of others come in with: "
+            f"traitscope traits import {path}"
+        )
     return metadata
 
 
@@ -174,12 +188,14 @@ def _assembled(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Tr
 
 
 def _refuse_bad_tensors(vectors: TraitVectors, path: Path) -> None:
-    n_checkpoints = len(vectors.checkpoints)
-    for name in ("reader", "steerer"):
-        tensor = getattr(vectors, name)
-        if tensor.dim() != 2 or tensor.shape[0] != n_checkpoints:
+    tensors = {"reader": vectors.reader, "steerer": vectors.steerer}
+    for name, tensor in tensors.items():
+        if tensor.dim() != 2 or tensor.shape[0] != len(vectors.checkpoints):
             raise InputError(f"vector file {path}: {name} has shape {list(tensor.shape)}, not one row a checkpoint")
-        if not torch.isfinite(tensor).all():
+    none = vectors.reader.isnan().all(dim=-1) & vectors.steerer.isnan().all(dim=-1)
+    for name, tensor in tensors.items():
+        # A row that is NaN in both from end to end is a checkpoint that is not covered.
+        if not torch.isfinite(tensor[~none]).all() or none[vectors.readout]:
             raise InputError(f"vector file {path}: {name} holds values that are not finite; fit it again")
 
 

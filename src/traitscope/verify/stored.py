@@ -85,6 +85,11 @@ def readouts_of(plan: Mapping[str, Any]) -> dict[str, int]:
     return {trait["name"]: plan["checkpoints"].index(trait["readout"]) for trait in plan["traits"]}
 
 
+def covered_of(plan: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """The checkpoints at which each trait's vectors have a direction, by trait."""
+    return {trait["name"]: frozenset(trait.get("covered") or plan["checkpoints"]) for trait in plan["traits"]}
+
+
 def check_stored(run_dir: Path, *, deep: bool = False) -> StoredRun:
     """Check everything that needs no model, in every committed shard.
 
@@ -291,8 +296,10 @@ class _GenerationCheck:
         yield from self._tokens(tokens)
         yield from self._states("scores", scores, self.asked.checkpoints)
         yield from self._lists(scores, "norm", self.asked.checkpoints)
+        covered = covered_of(self.plan)
         for trait, readout in readouts_of(self.plan).items():
-            yield from self._lists(scores, f"score.{trait}", self._expected(trait, self.asked.checkpoints))
+            scored = [name for name in self.asked.checkpoints if name in covered[trait]]
+            yield from self._lists(scores, f"score.{trait}", self._expected(trait, scored))
             upto = self.plan["checkpoints"][: readout + 1]
             yield from self._lists(writes, f"write.{trait}", self._expected(trait, upto))
         last = max(readouts_of(self.plan)[trait] for trait in self.asked.traits)
