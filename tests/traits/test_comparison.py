@@ -3,17 +3,23 @@ sealed test split that nobody asked for."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 
 from conftest import SCENARIOS
 from traitscope.model.loading import LanguageModel
+from traitscope.report.comparison import print_comparison
+from traitscope.report.comparison_picture import save_picture
 from traitscope.traits import between
 from traitscope.traits.comparison import RandomCosine, at_readouts, cosines, cross_auroc, random_auroc_deviation
 from traitscope.traits.methods import auroc
@@ -71,12 +77,11 @@ def test_chance_is_what_random_draws_give() -> None:
 
 @pytest.fixture
 def opposite(tmp_path: Path) -> Path:
-    """The scenario set of the other tests with its poles swapped, related as it says, and with a sealed split."""
+    """The scenario set of the other tests with its poles swapped, related as it says."""
     text = SCENARIOS.read_text().replace("name: loudness", "name: whisper\nrelated: {loudness: its opposite}")
     swapped = text.replace("positive:", "swap:").replace("negative:", "positive:").replace("swap:", "negative:")
     path = tmp_path / "whisper.yaml"
-    sealed = '  test:\n    - {topic: secrets, prompt: "Psst?", positive: "quiet now.", negative: "WHAT IS IT?"}\n'
-    path.write_text(swapped.rstrip("\n") + "\n" + sealed)
+    path.write_text(swapped)
     return path
 
 
@@ -114,6 +119,23 @@ def test_the_tables_name_both_traits_with_their_verdicts(
     assert printed.count("unvalidated") >= 3
 
 
+def test_vectors_of_some_checkpoints_only_are_compared_where_both_have_a_direction(
+    tiny: Callable[..., LanguageModel], tiny_cache: Path, opposite: Path, tmp_path: Path
+) -> None:
+    references = [find_trait(str(path), Path()) for path in (SCENARIOS, opposite)]
+    whole, other = vectors_for(tiny("llama"), references)
+    there = torch.arange(len(whole.checkpoints)) == 2
+    few = replace(other, readout=2, reader=other.reader.where(there[:, None], torch.nan))
+    result = between.compare_traits(tiny("llama"), references, [whole, few])
+    assert whole.readout != 2
+    (pair,) = result["pairs"]
+    assert [cosine is not None for cosine in pair["cosines"]["reader"]] == there.tolist()
+    assert pair["strength"]["reader"] == pytest.approx(1, abs=1e-3)
+    json.dumps(result, allow_nan=False)
+    print_comparison(Console(file=io.StringIO()), result)
+    save_picture(result, tmp_path / "comparison.png")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -138,7 +160,8 @@ def test_the_sealed_split_is_read_only_when_asked_for(
     )
     references = [find_trait(str(path), Path()) for path in (SCENARIOS, opposite)]
     vectors = vectors_for(tiny("llama"), references)
+    splits = load_scenarios(SCENARIOS).splits
     between.compare_traits(tiny("llama"), references, vectors)
-    assert read == ["boats", "boats"]
+    assert read == [splits.dev[0].topic] * 2
     between.compare_traits(tiny("llama"), references, vectors, split="test")
-    assert read[2:] == ["secrets"]
+    assert read[2:] == [splits.test[0].topic] * 2

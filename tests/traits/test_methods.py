@@ -124,6 +124,8 @@ def test_without_leaves_nothing_along_dependent_others() -> None:
     assert (np.einsum("cd,cd->c", left, direction) > 0).all()
     with pytest.raises(ValueError, match="checkpoint 0 nothing of it is left"):
         without(a + b, others)
+    with pytest.raises(ValueError, match="no direction at some checkpoints"):
+        without(direction, np.where(np.arange(2)[:, None] == 0, np.nan, others))
 
 
 def test_energy_of_two_by_hand() -> None:

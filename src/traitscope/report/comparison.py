@@ -85,5 +85,7 @@ def _verdicts(verdicts: Sequence[str]) -> str:
 def _cosine_cell(pair: Mapping[str, Any], kind: str, readouts: Mapping[str, int]) -> str:
     """The cosine at the R of both traits, once where they share it."""
     places = dict.fromkeys(readouts[trait] for trait in pair["traits"])
-    values = " / ".join(f"{pair['cosines'][kind][place]:+.2f}" for place in places)
-    return values + ("*" if pair["marked"][kind] else "")
+    cosines = [pair["cosines"][kind][place] for place in places]
+    return " / ".join("–" if cosine is None else f"{cosine:+.2f}" for cosine in cosines) + (
+        "*" if pair["marked"][kind] else ""
+    )

@@ -69,7 +69,12 @@ def _draw_lines(axes: Any, result: Mapping[str, Any], kind: str) -> None:
     limit = random["marked_beyond"]
     axes.axhspan(-limit, limit, color=_BAND, label="three deviations of random directions")
     for colour, pair in zip(_LINES, result["pairs"], strict=False):
-        axes.plot(pair["cosines"][kind], color=colour, linewidth=1.6, label=" and ".join(pair["traits"]))
+        axes.plot(
+            np.array(pair["cosines"][kind], dtype=float),
+            color=colour,
+            linewidth=1.6,
+            label=" and ".join(pair["traits"]),
+        )
     axes.set_title(f"cosine between {kind}s at each checkpoint", fontsize=9, loc="left")
     ticks = np.linspace(0, len(checkpoints) - 1, min(8, len(checkpoints))).round().astype(int)
     axes.set_xticks(ticks, [checkpoints[tick] for tick in ticks], rotation=30, ha="right", fontsize=7)

@@ -109,18 +109,19 @@ def _pairs_of_traits(
     found = []
     for a, b in combinations(range(len(vectors)), 2):
         at = [vectors[a].readout, vectors[b].readout]
-        strength = {kind: float(np.abs(values[a, b, at]).max()) for kind, values in between.items()}
+        # fmax: imported vectors may have no direction at the other trait's readout
+        strength = {kind: float(np.fmax.reduce(np.abs(values[a, b, at]))) for kind, values in between.items()}
         found.append(
             {
                 "traits": [vectors[a].trait, vectors[b].trait],
                 "verdicts": [vectors[a].origin.verdict, vectors[b].origin.verdict],
                 "declared_related": _declares(sets[a], vectors[b].trait) or _declares(sets[b], vectors[a].trait),
                 "marked": {kind: value > random.marked_beyond for kind, value in strength.items()},
-                "strength": {kind: round(value, 4) for kind, value in strength.items()},
+                "strength": {kind: None if np.isnan(value) else round(value, 4) for kind, value in strength.items()},
                 "cosines": {kind: _rounded(values[a, b]) for kind, values in between.items()},
             }
         )
-    return sorted(found, key=lambda pair: -pair["strength"]["reader"])
+    return sorted(found, key=lambda pair: -(pair["strength"]["reader"] or 0.0))
 
 
 def _declares(scenarios: ScenarioSet | None, other: str) -> bool:

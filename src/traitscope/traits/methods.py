@@ -113,8 +113,10 @@ def without(directions: np.ndarray, others: np.ndarray) -> np.ndarray:
     """``directions`` ``[n_checkpoints, d_model]`` orthogonal to all ``others`` ``[n_others, n_checkpoints, d_model]``.
 
     Raises:
-        ValueError: nothing is left of a direction.
+        ValueError: nothing is left of a direction, or one of the others has none at some checkpoint.
     """
+    if not np.isfinite(others).all():
+        raise ValueError("a trait that it is to avoid has no direction at some checkpoints")
     left = np.empty(directions.shape, dtype=np.float64)
     for checkpoint, direction in enumerate(directions.astype(np.float64)):
         basis = _orthonormal_basis(others[:, checkpoint].astype(np.float64))
