@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from traitscope.attribution.terms import (
     NeuronTerms,
     NeutralBlock,
     NeutralMeans,
+    SteerTerm,
     activations_of,
     array,
 )
@@ -24,6 +25,8 @@ from traitscope.model.blocks import Block
 from traitscope.model.internals import LayerInternals, open_layers
 from traitscope.model.loading import LanguageModel
 from traitscope.model.pullback import PulledBack, pull_back
+from traitscope.model.replay import steered
+from traitscope.model.steering import Steering
 from traitscope.model.watch import watch
 from traitscope.traits.vectors import TraitVectors
 
@@ -36,12 +39,15 @@ def attribute(
     neutral: NeutralMeans | None = None,
     *,
     every_layer: bool = False,
+    steering: Steering | None = None,
+    n_prompt: int = 0,
 ) -> Attribution:
     """Split the scores of ``vectors`` at ``positions`` (None for all) of a text into their exact terms.
 
     Args:
         neutral: of ``neutral_means``, to have each term's neutral mean beside it.
         every_layer: also split the blocks behind the last readout, which no score has a part of.
+        steering: what the text was generated under; ``n_prompt`` of its tokens are the prompt.
 
     Raises:
         RuntimeError: attention of some layer is not what it is known as.
@@ -60,7 +66,7 @@ def attribute(
     splitter = _Splitter(model, directions, asked, neutral or {})
     last = model.n_layers - 1 if every_layer else max(checkpoints[readout].layer for readout in readouts)
     wanted = {layer: _needed(model, layer) for layer in range(last + 1)}
-    with watch(model.module, model.anatomy, observe):
+    with steered(model, steering, n_prompt, len(token_ids)), watch(model.module, model.anatomy, observe):
         open_layers(model, token_ids, wanted, lambda opened: blocks.extend(splitter.layer(opened)), positions=asked)
     return Attribution(
         traits=tuple(vector.trait for vector in vectors),
@@ -69,7 +75,24 @@ def attribute(
         start=states[0],
         blocks=tuple(blocks),
         score=np.stack([states[readout][trait] for trait, readout in enumerate(readouts)]),
+        steers=tuple(_steers(checkpoints, steering, directions, asked, n_prompt)),
     )
+
+
+def _steers(
+    checkpoints: Sequence[Checkpoint],
+    steering: Steering | None,
+    directions: torch.Tensor,
+    positions: Sequence[int],
+    n_prompt: int,
+) -> Iterator[SteerTerm]:
+    if steering is None:
+        return
+    pushed = np.array([steering.reaches(position, n_prompt) for position in positions])
+    names = [checkpoint.name for checkpoint in checkpoints]
+    for layer, addition in sorted(steering.additions.items()):
+        write = _dotted(addition[None], directions) * pushed
+        yield SteerTerm(layer, names.index(f"resid_post.{layer}"), write)
 
 
 def _dotted(states: torch.Tensor, directions: torch.Tensor) -> np.ndarray:

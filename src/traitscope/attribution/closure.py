@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,9 @@ from traitscope.attribution.terms import Attribution
 from traitscope.errors import InputError
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
+from traitscope.model.steering import Steering
 from traitscope.run.reload import model_of_run
+from traitscope.run.steering import steering_of
 from traitscope.traits.vectors import TraitVectors
 
 SumKind = Literal["score", "attention", "mlp"]
@@ -84,7 +86,8 @@ def check_closure(
         RunError: a file of the run is damaged.
     """
     run_dir = Path(run_dir)
-    run, vectors = sound_run(run_dir)
+    run, frozen = sound_run(run_dir)
+    vectors = frozen.vectors
     captured = run.generations.filter(pl.col("status") == "ok").collect()["generation"].to_list()
     chosen = captured if generations is None else [find_generation(run, name)[0] for name in generations]
     if absent := [identity for identity in chosen if identity not in captured]:
@@ -94,7 +97,9 @@ def check_closure(
     unsplit: dict[str, str] = {}
     for done, identity in enumerate(chosen, start=1):
         tokens = run.tokens.filter(pl.col("generation") == identity).sort("position").collect()
-        for attribution in _in_pieces(model, tokens["token_id"].to_list(), vectors):
+        steering = steering_of(frozen.tasks[identity].dose, vectors)
+        text = _Text(tokens["token_id"].to_list(), steering, frozen.tasks[identity].n_prompt)
+        for attribution in _in_pieces(model, text, vectors):
             for gap in gaps_of(attribution, find_generation(run, identity)[1]):
                 worst[gap.kind] = _worse(worst.get(gap.kind), gap)
             unsplit |= {block.name: block.problem for block in attribution.blocks if block.problem is not None}
@@ -105,16 +110,28 @@ def check_closure(
     )
 
 
-def _in_pieces(
-    model: LanguageModel, token_ids: Sequence[int], vectors: Sequence[TraitVectors]
-) -> Iterator[Attribution]:
+class _Text(NamedTuple):
+    token_ids: list[int]
+    steering: Steering | None
+    n_prompt: int
+
+
+def _in_pieces(model: LanguageModel, text: _Text, vectors: Sequence[TraitVectors]) -> Iterator[Attribution]:
     """All positions of a text, as many at a time as have their terms in a bounded piece of memory."""
     facts = facts_of_module(model.module)
-    terms_per_position = len(vectors) * max(facts.n_heads * len(token_ids), facts.n_neurons)
+    terms_per_position = len(vectors) * max(facts.n_heads * len(text.token_ids), facts.n_neurons)
     n_at_once = max(1, _TERM_BYTES // (8 * terms_per_position))
-    for start in range(0, len(token_ids), n_at_once):
-        positions = range(start, min(start + n_at_once, len(token_ids)))
-        yield attribute(model, token_ids, vectors, positions, every_layer=True)
+    for start in range(0, len(text.token_ids), n_at_once):
+        positions = range(start, min(start + n_at_once, len(text.token_ids)))
+        yield attribute(
+            model,
+            text.token_ids,
+            vectors,
+            positions,
+            every_layer=True,
+            steering=text.steering,
+            n_prompt=text.n_prompt,
+        )
 
 
 def gaps_of(attribution: Attribution, generation: str) -> Iterator[Gap]:

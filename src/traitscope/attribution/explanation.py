@@ -15,11 +15,12 @@ from traitscope.attribution.attribute import attribute
 from traitscope.attribution.neutral import neutral_means
 from traitscope.attribution.tree import ScoreTree, score_tree
 from traitscope.captures.integrity import check_shards
-from traitscope.captures.reading import Run, open_run
+from traitscope.captures.reading import Run, capture_label, open_run
 from traitscope.errors import InputError, near_names
 from traitscope.model.loading import LanguageModel
-from traitscope.run.frozen import read_frozen
+from traitscope.run.frozen import FrozenRun, read_frozen
 from traitscope.run.reload import model_of_run
+from traitscope.run.steering import steering_of
 from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.tokens import content_mask
 from traitscope.traits.vectors import TraitVectors
@@ -89,14 +90,23 @@ def explain(
         RunError: a file of the run is damaged.
     """
     run_dir = Path(run_dir)
-    run, fitted = sound_run(run_dir)
+    run, frozen = sound_run(run_dir)
     asked = _AskedToken.find(run, generation, trait, position)
-    vectors = next(vectors for vectors in fitted if vectors.trait == trait)
+    vectors = next(vectors for vectors in frozen.vectors if vectors.trait == trait)
     _refuse_without_spread(vectors)
     model = model or model_of_run(run_dir)
     neutral = neutral_means(model, base_template=vectors.origin.base_template or BASE_TEMPLATE, on_progress=on_progress)
     tokens = asked.tokens["token"].to_list()
-    attribution = attribute(model, asked.tokens["token_id"].to_list(), [vectors], [asked.position], neutral)
+    task = frozen.tasks[asked.generation]
+    attribution = attribute(
+        model,
+        asked.tokens["token_id"].to_list(),
+        [vectors],
+        [asked.position],
+        neutral,
+        steering=steering_of(task.dose, frozen.vectors),
+        n_prompt=task.n_prompt,
+    )
     mean, std = (
         float(statistic["response_token"][vectors.readout])
         for statistic in (vectors.calibration.mean, vectors.calibration.std)
@@ -160,17 +170,17 @@ def _largest(scored: pl.DataFrame) -> int:
     return int(np.argmax(np.where(content, np.abs(scored["z"].to_numpy()), -1.0)))
 
 
-def sound_run(run_dir: Path) -> tuple[Run, tuple[TraitVectors, ...]]:
-    """A run whose inputs are as they were and whose committed files have their sizes, and its vectors.
+def sound_run(run_dir: Path) -> tuple[Run, FrozenRun]:
+    """A run whose inputs are as they were and whose committed files have their sizes, and these inputs.
 
     Raises:
         InputError: not a run directory, or an input was changed.
         RunError: a committed file is missing or changed.
     """
     run = open_run(run_dir)
-    vectors = read_frozen(run_dir).vectors
+    frozen = read_frozen(run_dir)
     check_shards(run_dir, deep=False)
-    return run, vectors
+    return run, frozen
 
 
 def why_not_captured(run: Run, generation: str) -> str:
@@ -183,7 +193,7 @@ def why_not_captured(run: Run, generation: str) -> str:
 
 def find_generation(run: Run, wanted: str) -> tuple[str, str]:
     """The id and the label of a generation that is called by its id, the beginning of it, or
-    ``experiment/prompt_id``.
+    ``experiment/prompt_id`` (of a steered experiment with its dose: ``experiment/prompt_id@+0.3``).
 
     Raises:
         InputError: none or several are called that.
@@ -191,8 +201,10 @@ def find_generation(run: Run, wanted: str) -> tuple[str, str]:
     if not wanted:
         raise InputError("--generation: is empty; give an id, the beginning of one, or experiment/prompt_id")
     labels: dict[str, list[str]] = {}
-    for row in run.captures.select("generation", "experiment", "prompt_id").collect().to_dicts():
-        labels.setdefault(row["generation"], []).append(f"{row['experiment']}/{row['prompt_id']}")
+    for row in run.captures.collect().to_dicts():
+        label = capture_label(row)
+        if label not in labels.setdefault(row["generation"], []):
+            labels[row["generation"]].append(label)
     found = [identity for identity, names in labels.items() if identity.startswith(wanted) or wanted in names]
     if len(found) == 1:
         names = labels[found[0]]

@@ -80,6 +80,18 @@ class BlockTerms:
 
 
 @dataclass(frozen=True)
+class SteerTerm:
+    """What steering added to ``resid_post`` of one layer · every trait's reader at R: ``write`` is ``[n_traits, n]``.
+
+    ``checkpoint`` is the index of the one that it was added to.
+    """
+
+    layer: int
+    checkpoint: int
+    write: np.ndarray
+
+
+@dataclass(frozen=True)
 class Attribution:
     """Trait scores at their readouts as sums.
 
@@ -89,6 +101,7 @@ class Attribution:
         start: ``[n_traits, n]``, ``resid_pre.0`` · reader at R.
         blocks: in the order of the forward pass; a trait's are those whose checkpoint is not behind its R.
         score: ``[n_traits, n]``, state at R · reader at R, of the same pass.
+        steers: what steering added, one a steered layer.
     """
 
     traits: tuple[str, ...]
@@ -97,14 +110,20 @@ class Attribution:
     start: np.ndarray
     blocks: tuple[BlockTerms, ...]
     score: np.ndarray
+    steers: tuple[SteerTerm, ...] = ()
+
+    def steers_of(self, trait: int) -> list[SteerTerm]:
+        """What steering added at or in front of a trait's readout."""
+        return [steer for steer in self.steers if steer.checkpoint <= self.readouts[trait]]
 
     def blocks_of(self, trait: int) -> list[BlockTerms]:
         """The blocks that wrote to a trait before its readout."""
         return [block for block in self.blocks if block.checkpoint <= self.readouts[trait]]
 
     def block_parts(self, trait: int) -> np.ndarray:
-        """The terms of a trait's score: ``[n, 1 + n_blocks]``, ``resid_pre.0`` first."""
-        return np.stack([self.start[trait], *(block.write[trait] for block in self.blocks_of(trait))], axis=-1)
+        """The terms of a trait's score: ``[n, 1 + n_blocks + n_steers]``, ``resid_pre.0`` first."""
+        writes = [part.write[trait] for part in (*self.blocks_of(trait), *self.steers_of(trait))]
+        return np.stack([self.start[trait], *writes], axis=-1)
 
 
 @dataclass(frozen=True)

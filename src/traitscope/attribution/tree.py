@@ -81,7 +81,8 @@ class ScoreTree:
     """One score taken apart.
 
     Attributes:
-        terms: ``resid_pre.0``, the blocks that wrote most, the others, rounding: they sum to the score.
+        terms: ``resid_pre.0``, what steering added, the blocks that wrote most, the others, rounding: they sum to
+            the score.
         heads, neurons: those of all blocks that wrote most, largest first.
     """
 
@@ -110,7 +111,13 @@ def score_tree(
     blocks = [_block(tree, block) for block in attribution.blocks_of(trait)]
     ranked = _ranked(blocks)
     named, others = ranked[:most], ranked[most:]
-    terms = [start, *named]
+    steers = [
+        tree.term(
+            f"steer at layer {steer.layer}", float(steer.write[trait, tree.at]), 0.0, detail={"layer": steer.layer}
+        )
+        for steer in attribution.steers_of(trait)
+    ]
+    terms = [start, *steers, *named]
     if others:
         usual = sum(term.neutral or 0.0 for term in others)
         terms.append(tree.term(f"{len(others)} other blocks", sum(term.raw for term in others), usual))

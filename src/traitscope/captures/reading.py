@@ -228,6 +228,12 @@ class Run:
         )
 
 
+def capture_label(capture: Mapping[str, Any]) -> str:
+    """What people call a row of ``captures``: experiment and prompt id, with the dose of a steered experiment."""
+    dose = "" if capture["alpha"] is None else f"@{capture['alpha']:+g}"
+    return f"{capture['experiment']}/{capture['prompt_id']}{dose}"
+
+
 def _as_resid_pre(name: str, checkpoints: Sequence[str]) -> str:
     """The name of a state as the input of a layer, where it is one; else its own name."""
     checkpoint = Checkpoint.from_name(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 SHARD_TABLES = ("generations", "tokens", "scores", "writes")
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -38,6 +38,8 @@ CAPTURES = pa.schema(
         ("experiment", pa.string()),
         ("prompt_id", pa.string()),
         ("sample", pa.int32()),
+        ("steer_trait", pa.string()),
+        ("alpha", pa.float64()),
         ("kind", pa.string()),
         ("layers", pa.list_(pa.int32())),
         ("traits", pa.list_(pa.string())),

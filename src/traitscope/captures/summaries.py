@@ -54,6 +54,8 @@ def summary_of(run: Run) -> list[dict[str, Any]]:
                 "experiment": capture["experiment"],
                 "prompt_id": capture["prompt_id"],
                 "sample": capture["sample"],
+                "steer_trait": capture["steer_trait"],
+                "alpha": capture["alpha"],
                 "generation": capture["generation"],
                 "prompt": messages[capture["experiment"], capture["prompt_id"]][-1]["content"],
                 "status": outcome["status"],

@@ -37,6 +37,10 @@ class Steering:
     def of_response(self) -> bool:
         return self.positions != "prompt"
 
+    def reaches(self, position: int, n_prompt: int) -> bool:
+        """Whether the state at ``position`` is pushed in a text whose first ``n_prompt`` tokens are the prompt."""
+        return position > 0 and (self.of_prompt if position < n_prompt else self.of_response)
+
 
 class Pushes:
     """The additions of every row of a batch; tells the hooks what to add in the next forward pass."""
@@ -65,13 +69,11 @@ class Pushes:
 
     def whole(self, n_prompt: int, n_tokens: int) -> None:
         """The next pass reads every token of every row: ``n_prompt`` prompt tokens of ``n_tokens``."""
-        positions = torch.arange(n_tokens)
-        of_prompt, of_response = (positions > 0) & (positions < n_prompt), positions >= max(n_prompt, 1)
         where = [
-            of_prompt & self._of(row, "of_prompt") | of_response & self._of(row, "of_response")
-            for row in range(len(self._steerings))
+            [steering is not None and steering.reaches(position, n_prompt) for position in range(n_tokens)]
+            for steering in self._steerings
         ]
-        self._next(range(len(where)), [True] * len(where), torch.stack(where))
+        self._next(range(len(where)), [True] * len(where), torch.tensor(where))
 
     def added_to(self, layer: int, state: torch.Tensor) -> torch.Tensor:
         """A layer's ``[..., d_model]`` states, pushed; a new tensor, as others may still read the old one."""

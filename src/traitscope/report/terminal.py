@@ -52,18 +52,22 @@ def _results_table(summary: Mapping[str, Any], console_width: int) -> Table:
             table.add_section()
             table.add_row(Text(previous, style="bold"))
         table.add_row(
-            Text(f"  {one_line(capture['prompt'])}"),
+            Text(f"  {_dose_cell(capture)}{one_line(capture['prompt'])}"),
             Text(_response_cell(capture)),
             *(_z_cell(capture["mean_z"].get(trait)) for trait in traits),
         )
     return table
 
 
+def _dose_cell(capture: Mapping[str, Any]) -> str:
+    return "" if capture["alpha"] is None else f"α {capture['alpha']:+g}: "
+
+
 def _one_row_each(captures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Without the open layers of what has a row of its own for its scores."""
 
     def place(capture: Mapping[str, Any]) -> tuple[Any, ...]:
-        return capture["experiment"], capture["prompt_id"], capture["sample"]
+        return capture["experiment"], capture["prompt_id"], capture["sample"], capture["alpha"]
 
     scored = {place(capture) for capture in captures if capture["kind"] == "scores"}
     return [capture for capture in captures if capture["kind"] == "scores" or place(capture) not in scored]

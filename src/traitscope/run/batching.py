@@ -82,7 +82,7 @@ def make_batches(
     def settings(task: GenerationTask) -> tuple[Any, ...]:
         sampling = task.sampling
         given = task.response_ids is not None
-        return (given, task.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k)
+        return (task.shares_prompt, given, task.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k)
 
     batches: list[Batch] = []
     ordered = sorted(tasks, key=lambda task: (settings(task), -task.n_prompt))

@@ -11,17 +11,20 @@ import numpy as np
 import torch
 
 from traitscope.errors import one_line_of
-from traitscope.model.capture import ReaderBank
 from traitscope.model.decode import Decoded, RunPrefix, decode
 from traitscope.model.internals import LayerInternals, open_layers
 from traitscope.model.loading import LanguageModel
-from traitscope.model.replay import replay_scores
+from traitscope.model.replay import replay_scores, steered
 from traitscope.model.sampling import Sampling
+from traitscope.model.steering import Steering
 from traitscope.run.memory import is_out_of_memory, release_memory
+from traitscope.run.steering import Dose, steering_of
 from traitscope.run.tables import Captured, Outcome
 from traitscope.suite.plan import OpenLayers
 from traitscope.suite.rendering import Rendered
 from traitscope.suite.tokens import TokenDescriber
+from traitscope.traits.store import bank_of
+from traitscope.traits.vectors import TraitVectors
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,8 @@ class GenerationTask:
     """One generation as the engine needs it.
 
     ``response_ids`` are given instead of generated when not None; ``seed`` is the row's own and None when
-    nothing is sampled; ``checkpoints`` are the indices to keep; ``opened`` are the layers to open, if any.
+    nothing is sampled; ``checkpoints`` are the indices to keep; ``opened`` are the layers to open, if any;
+    ``dose`` is what it is steered by.
     """
 
     id: str
@@ -43,10 +47,16 @@ class GenerationTask:
     traits: frozenset[str]
     checkpoints: tuple[int, ...]
     opened: OpenLayers | None = None
+    dose: Dose | None = None
 
     @property
     def n_prompt(self) -> int:
         return len(self.prompt.token_ids)
+
+    @property
+    def shares_prompt(self) -> bool:
+        """Whether equal prompt tokens mean equal states: not where the prompt is pushed."""
+        return self.dose is None or self.dose.positions == "response"
 
     @property
     def most_response_tokens(self) -> int:
@@ -54,7 +64,7 @@ class GenerationTask:
 
 
 class Engine:
-    """Runs batches of generations on one model and one set of readers.
+    """Runs batches of generations on one model and one set of vectors.
 
     ``run_prefix`` is what the prompts of all its generations begin with.
     """
@@ -62,13 +72,14 @@ class Engine:
     def __init__(
         self,
         model: LanguageModel,
-        bank: ReaderBank,
+        vectors: Sequence[TraitVectors],
         *,
         run_prefix: Sequence[int] = (),
         on_tokens: Callable[[int], None] = lambda _n: None,
     ) -> None:
         self._model = model
-        self._bank = bank
+        self._vectors = vectors
+        self._bank = bank_of(vectors)
         self._covered = np.isfinite(bank.readers.numpy()).all(axis=-1).T  # [n_checkpoints, n_traits]
         self._run_prefix = RunPrefix(run_prefix)
         self._on_tokens = on_tokens
@@ -119,13 +130,17 @@ class Engine:
             bank=self._bank,
             on_step=self._on_tokens,
             run_prefix=self._run_prefix,
+            steering=[self._steering(task) for task in tasks],
         )
 
     def _replayed(self, task: GenerationTask) -> Decoded:
         assert task.response_ids is not None
-        row = replay_scores(self._model, task.prompt.token_ids, task.response_ids, self._bank)
+        row = replay_scores(self._model, task.prompt.token_ids, task.response_ids, self._bank, self._steering(task))
         self._on_tokens(len(task.response_ids))
         return row
+
+    def _steering(self, task: GenerationTask) -> Steering | None:
+        return steering_of(task.dose, self._vectors)
 
     def _outcome(self, task: GenerationTask, row: Decoded, seconds: float) -> Outcome:
         assert row.trace is not None
@@ -169,7 +184,9 @@ class Engine:
                 to = dtype if tensor.is_floating_point() else tensor.dtype
                 kept[f"{internals.layer}/{name}"] = tensor.to("cpu", to, copy=True).contiguous()
 
-        open_layers(self._model, [*task.prompt.token_ids, *response_ids], task.opened.tensors, keep)
+        token_ids = [*task.prompt.token_ids, *response_ids]
+        with steered(self._model, self._steering(task), task.n_prompt, len(token_ids)):
+            open_layers(self._model, token_ids, task.opened.tensors, keep)
         return kept
 
     def _not_finite(self, row: Decoded) -> str | None:

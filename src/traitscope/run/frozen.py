@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from traitscope.model.source import ModelSource
 from traitscope.run.batching import Shard
 from traitscope.run.commit import disk_errors, write_json, write_table, write_text
 from traitscope.run.engine import GenerationTask
+from traitscope.run.steering import Dose, refuse_uncovered
 from traitscope.run.tables import Outcome
 from traitscope.suite.plan import OpenLayers, Plan, PlannedGeneration
 from traitscope.suite.rendering import Rendered
@@ -84,7 +85,10 @@ def planned_tasks(
             if checkpoint.layer in layers or checkpoint.site == "resid_pre" or index in readouts
         )
         opened = generation.open_layers(n_layers, lambda trait: by_trait[trait].readout_layer)
-        task = _generation_task(generation, generation.key.identity(fingerprint), kept, opened)
+        dose = _dose(generation, n_layers, lambda trait: by_trait[trait].readout_layer)
+        if dose is not None:
+            refuse_uncovered(dose, by_trait[dose.trait])
+        task = _generation_task(generation, generation.key.identity(fingerprint), kept, opened, dose)
         tasks[task.id] = task
     return tasks
 
@@ -96,12 +100,25 @@ def provisional_tasks(plan: Plan, n_layers: int) -> list[GenerationTask]:
         readouts = {trait: min(n_layers // 2 + n, n_layers - 1) for n, trait in enumerate(sorted(generation.traits))}
         n_kept = 1 + 2 * len(generation.layers(n_layers, readouts.__getitem__))
         opened = generation.open_layers(n_layers, readouts.__getitem__)
-        tasks.append(_generation_task(generation, str(number), tuple(range(n_kept)), opened))
+        dose = _dose(generation, n_layers, readouts.__getitem__)
+        tasks.append(_generation_task(generation, str(number), tuple(range(n_kept)), opened, dose))
     return tasks
 
 
+def _dose(generation: PlannedGeneration, n_layers: int, readout_layer: Callable[[str], int]) -> Dose | None:
+    planned = generation.key.dose
+    if planned is None:
+        return None
+    layers = planned.resolved_layers(n_layers, readout_layer)
+    return Dose(planned.trait, planned.alpha, layers, planned.positions)
+
+
 def _generation_task(
-    generation: PlannedGeneration, identity: str, checkpoints: tuple[int, ...], opened: OpenLayers | None
+    generation: PlannedGeneration,
+    identity: str,
+    checkpoints: tuple[int, ...],
+    opened: OpenLayers | None,
+    dose: Dose | None,
 ) -> GenerationTask:
     """A planned generation as the engine needs it; ``checkpoints`` are the indices to keep."""
     key = generation.key
@@ -117,6 +134,7 @@ def _generation_task(
         traits=frozenset(generation.traits),
         checkpoints=checkpoints,
         opened=opened,
+        dose=dose,
     )
 
 
@@ -185,6 +203,7 @@ def freeze(
                     "checkpoints": list(task.checkpoints),
                     "traits": sorted(task.traits),
                     "internals": None if task.opened is None else _described_layers(task.opened),
+                    "steering": None if task.dose is None else task.dose.described(),
                 }
                 for task in tasks.values()
             },
@@ -288,6 +307,7 @@ def _read_tasks(run_dir: Path, kept: Mapping[str, Mapping[str, Any]]) -> dict[st
             traits=frozenset(kept[identity]["traits"]),
             checkpoints=tuple(kept[identity]["checkpoints"]),
             opened=_layers_from_described(kept[identity]["internals"]),
+            dose=Dose.from_described(kept[identity]["steering"]),
         )
     return tasks
 
@@ -308,7 +328,8 @@ def prompts_table(plan: Plan, fingerprint: str) -> pa.Table:
     """``prompts.parquet``: every prompt as it was rendered, and the settings of its generation."""
     rendered_on = datetime.now(UTC)
     rows = []
-    each = {(c.experiment, c.prompt_id, c.sample): c for c in plan.captures}  # scores and internals share a prompt
+    # scores and internals share a prompt
+    each = {(c.experiment, c.prompt_id, c.sample, c.alpha): c for c in plan.captures}
     for capture in each.values():
         generation, key = capture.generation, capture.generation.key
         rows.append(
@@ -345,6 +366,8 @@ def captures_table(plan: Plan, vectors: Sequence[TraitVectors], n_layers: int, f
                 "experiment": capture.experiment,
                 "prompt_id": capture.prompt_id,
                 "sample": capture.sample,
+                "steer_trait": capture.steer_trait,
+                "alpha": capture.alpha,
                 "kind": capture.kind,
                 "layers": sorted(layers),
                 "traits": list(capture.traits),

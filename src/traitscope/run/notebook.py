@@ -33,7 +33,7 @@ from traitscope.suite.file import (
 )
 from traitscope.suite.plan import make_plan
 from traitscope.suite.prompts import Message
-from traitscope.traits.store import TraitReference, bank_of, find_trait, vectors_for
+from traitscope.traits.store import TraitReference, find_trait, vectors_for
 from traitscope.traits.vectors import TraitVectors
 
 Prompts = Sequence[str | Sequence[Message] | Mapping[str, object]]
@@ -123,7 +123,7 @@ def capture(
     pace = remembered_pace(fingerprint, model.device, model.dtype)
     facts = facts_of_module(model.module)
     width = batch_size or batch_width(facts, model.device, model.dtype.itemsize, runnable, pace)
-    engine = Engine(model, bank_of(fitted), run_prefix=run_prefix(runnable))
+    engine = Engine(model, fitted, run_prefix=run_prefix(runnable))
     outcomes = [outcome for batch in make_batches(runnable, width) for outcome in engine.run_batch(batch)]
     outcomes += [too_long_outcome(tasks[identity], model.context_length) for identity in sorted(too_long)]
     tables: dict[str, pa.Table] = {

@@ -33,7 +33,6 @@ from traitscope.run.progress import EventLog, Reporter
 from traitscope.run.tables import Outcome, shard_internals, shard_tables
 from traitscope.run.utilisation import Utilisation, advice, utilisation
 from traitscope.run.writer import ShardWriter
-from traitscope.traits.store import bank_of
 from traitscope.verify.verdict import Verdict, verify_run
 
 _VERIFIED_GENERATIONS = 2
@@ -137,7 +136,7 @@ class Session:
     def _run_shards(self, missing: Sequence[int], interruption: Interruption) -> None:
         engine = Engine(
             self._model,
-            bank_of(self._frozen.vectors),
+            self._frozen.vectors,
             run_prefix=run_prefix(self._frozen.tasks.values()),
             on_tokens=self._reporter.advance,
         )

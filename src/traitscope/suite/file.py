@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -90,6 +91,29 @@ class Capture(_Strict):
         return given
 
 
+class Steer(_Strict):
+    """Doses of steering: each is a generation of its own."""
+
+    trait: str = Field(description="one of the experiment's traits")
+    alpha: list[float] = Field(min_length=1, description="doses, in shares of the usual norm of the state; 0 is none")
+    layers: _Layers = Field("readout", description="layers whose resid_post is pushed")
+    positions: Literal["prompt", "response", "all"] = Field("response", description="whose states are pushed")
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _one_or_several(cls, alpha: Any) -> Any:
+        return alpha if isinstance(alpha, list) else [alpha]
+
+    @field_validator("alpha")
+    @classmethod
+    def _finite_and_different(cls, alpha: list[float]) -> list[float]:
+        if not all(math.isfinite(dose) for dose in alpha):
+            raise ValueError("doses must be finite numbers")
+        if len(set(alpha)) < len(alpha):
+            raise ValueError("a dose is listed twice")
+        return alpha
+
+
 class PromptItem(_Strict):
     """One prompt that is written in the suite itself or in a line of a .jsonl file."""
 
@@ -127,14 +151,7 @@ class Experiment(_Shared):
     generation: GenerationOverrides = GenerationOverrides()
     expect: dict[str, Literal["high", "low"]] = {}
     capture: Capture = Capture()
-    steer: Any = Field(None, description="not available yet")
-
-    @field_validator("steer")
-    @classmethod
-    def _no_steering_yet(cls, steer: Any) -> Any:
-        if steer is not None:
-            raise ValueError("this version cannot steer yet; remove the key")
-        return steer
+    steer: Steer | None = Field(None, description="push the stream along a trait's steerer while generating")
 
 
 class Suite(_Shared):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +23,22 @@ from traitscope.suite.rendering import (
 )
 from traitscope.tensor_names import TENSORS, TensorName
 
+Positions = Literal["prompt", "response", "all"]
+
+
+@dataclass(frozen=True)
+class PlannedDose:
+    """What a generation is steered by, before readouts are known; ``layers`` is the suite's, as JSON."""
+
+    trait: str
+    alpha: float
+    layers: str
+    positions: Positions
+
+    def resolved_layers(self, n_layers: int, readout_layer: Callable[[str], int]) -> tuple[int, ...]:
+        """The absolute layers; ``readout`` means the trait's readout layer."""
+        return tuple(sorted(select_layers(json.loads(self.layers), n_layers, [readout_layer(self.trait)])))
+
 
 @dataclass(frozen=True)
 class GenerationKey:
@@ -36,10 +52,13 @@ class GenerationKey:
     top_k: int
     seed: int
     sample: int
+    dose: PlannedDose | None = None
 
     def identity(self, model_fingerprint: str) -> str:
         """Twenty hexadecimal digits: the generation's id under this model."""
-        described = json.dumps([model_fingerprint, *(list(v) if isinstance(v, tuple) else v for v in self._values())])
+        values = [list(value) if isinstance(value, tuple) else value for value in self._values()]
+        dose = [] if self.dose is None else [asdict(self.dose)]
+        described = json.dumps([model_fingerprint, *values, *dose])
         return hashlib.sha256(described.encode()).hexdigest()[:20]
 
     def _values(self) -> tuple[Any, ...]:
@@ -111,7 +130,8 @@ class OpenLayers:
 class PlannedCapture:
     """One thing that an experiment asks of one sample of one prompt: its scores, or open layers.
 
-    ``keep`` and ``float32`` say which tensors of open layers are kept, and how.
+    ``keep`` and ``float32`` say which tensors of open layers are kept, and how; ``steer_trait`` and ``alpha`` which
+    dose of the experiment's steering it is.
     """
 
     experiment: str
@@ -123,6 +143,8 @@ class PlannedCapture:
     traits: tuple[str, ...]
     keep: tuple[TensorName, ...] = ()
     float32: bool = False
+    steer_trait: str | None = None
+    alpha: float | None = None
 
     def resolved_layers(self, n_layers: int, readout_layer: Callable[[str], int]) -> frozenset[int]:
         """The absolute layers; ``readout`` means the readout layers of the experiment's traits."""
@@ -171,17 +193,19 @@ def make_plan(
         style = PromptStyle(*(loaded.shared(experiment, f) for f in ("system", "template", "base_template")))
         with _naming(f"{loaded.label}, experiment {experiment.name}"):
             _check_experiment(experiment, traits, n_layers)
+            _check_steering(experiment, traits, n_layers, trait_name)
             _check_settings(settings, context_length)
             check_template_arguments(tokenizer, style)
             prompts = read_prompts(experiment, loaded.folder)
         for prompt in prompts:
             rendered = render(tokenizer, prompt.messages, style)
             response = None if prompt.response is None else tokenise_response(tokenizer, prompt.response)
-            for key in _keys(rendered, response, settings):
-                generation = merged.setdefault(key, _planned(key, rendered, prompt, context_length))
-                asked = _captures(experiment, prompt, generation, traits)
-                generation.captures += asked
-                captures += asked
+            for alpha, dose in _doses(experiment, trait_name):
+                for key in _keys(rendered, response, settings, dose):
+                    generation = merged.setdefault(key, _planned(key, rendered, prompt, context_length))
+                    asked = _captures(experiment, prompt, generation, traits, alpha, trait_name)
+                    generation.captures += asked
+                    captures += asked
     all_traits = tuple(dict.fromkeys(trait for capture in captures for trait in capture.traits))
     return Plan(tuple(captures), tuple(merged.values()), all_traits)
 
@@ -195,11 +219,35 @@ def _naming(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error}") from None
 
 
+def _doses(experiment: Experiment, trait_name: Callable[[str], str]) -> list[tuple[float | None, PlannedDose | None]]:
+    """The experiment's doses; the dose 0 is the generation without any, so that it can be shared."""
+    if (steer := experiment.steer) is None:
+        return [(None, None)]
+    layers = json.dumps(steer.layers)
+    trait = trait_name(steer.trait)
+    return [
+        (alpha, None if alpha == 0 else PlannedDose(trait, alpha, layers, steer.positions)) for alpha in steer.alpha
+    ]
+
+
 def _captures(
-    experiment: Experiment, prompt: Prompt, generation: PlannedGeneration, traits: tuple[str, ...]
+    experiment: Experiment,
+    prompt: Prompt,
+    generation: PlannedGeneration,
+    traits: tuple[str, ...],
+    alpha: float | None,
+    trait_name: Callable[[str], str],
 ) -> list[PlannedCapture]:
     """What an experiment asks of one generation."""
-    asked = partial(PlannedCapture, experiment.name, prompt.id, generation.key.sample, generation)
+    asked = partial(
+        PlannedCapture,
+        experiment.name,
+        prompt.id,
+        generation.key.sample,
+        generation,
+        steer_trait=None if experiment.steer is None else trait_name(experiment.steer.trait),
+        alpha=alpha,
+    )
     scores, internals = experiment.capture.scores, experiment.capture.internals
     captures = []
     if scores is not None:
@@ -220,6 +268,19 @@ def _check_experiment(experiment: Experiment, traits: Sequence[str], n_layers: i
             raise InputError(f"expect: {expected} is not among the experiment's traits ({', '.join(traits)})")
 
 
+def _check_steering(
+    experiment: Experiment, traits: Sequence[str], n_layers: int, trait_name: Callable[[str], str]
+) -> None:
+    if experiment.steer is None:
+        return
+    with _naming("steer.layers"):
+        select_layers(experiment.steer.layers, n_layers, [])
+    with _naming("steer.trait"):
+        name = trait_name(experiment.steer.trait)
+        if name not in traits:
+            raise InputError(f"{name} is not among the experiment's traits ({', '.join(traits)}); add it to them")
+
+
 def _check_settings(settings: GenerationSettings, context_length: int | None) -> None:
     if context_length is not None and settings.max_new_tokens >= context_length:
         raise InputError(
@@ -228,11 +289,13 @@ def _check_settings(settings: GenerationSettings, context_length: int | None) ->
         )
 
 
-def _keys(rendered: Rendered, response: tuple[int, ...] | None, settings: GenerationSettings) -> list[GenerationKey]:
+def _keys(
+    rendered: Rendered, response: tuple[int, ...] | None, settings: GenerationSettings, dose: PlannedDose | None
+) -> list[GenerationKey]:
     if response is not None:
-        return [GenerationKey(rendered.token_ids, response, 0, 0.0, 1.0, 0, 0, 0)]
+        return [GenerationKey(rendered.token_ids, response, 0, 0.0, 1.0, 0, 0, 0, dose)]
     if settings.temperature == 0:
-        return [GenerationKey(rendered.token_ids, None, settings.max_new_tokens, 0.0, 1.0, 0, 0, 0)]
+        return [GenerationKey(rendered.token_ids, None, settings.max_new_tokens, 0.0, 1.0, 0, 0, 0, dose)]
     return [
         GenerationKey(
             rendered.token_ids,
@@ -243,6 +306,7 @@ def _keys(rendered: Rendered, response: tuple[int, ...] | None, settings: Genera
             settings.top_k,
             settings.seed,
             sample,
+            dose,
         )
         for sample in range(settings.samples)
     ]

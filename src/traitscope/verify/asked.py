@@ -22,6 +22,7 @@ class Asked:
         seed: of the row's random numbers; None when nothing is sampled.
         checkpoints: names of the states whose scores are kept, in the order of the forward pass.
         opened: names of the tensors that are kept of each open layer.
+        steering: ``trait``, ``alpha``, ``layers`` and ``positions`` of what it is steered by, or None.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Asked:
     checkpoints: tuple[str, ...]
     traits: tuple[str, ...]
     opened: Mapping[int, tuple[str, ...]]
+    steering: Mapping[str, Any] | None
 
     @property
     def greedy(self) -> bool:
@@ -68,6 +70,8 @@ def _asked(row: Mapping[str, Any], kept: Mapping[str, Any], plan: Mapping[str, A
     given = None if row["response_ids"] is None else tuple(row["response_ids"])
     sampled = given is None and row["temperature"] > 0
     label = f"{row['experiment']}/{row['prompt_id']}"
+    if kept["steering"] is not None:
+        label = f"{label}, α = {kept['steering']['alpha']:+g}"
     return Asked(
         id=row["generation"],
         label=f"{label}, sample {row['sample']}" if sampled else label,
@@ -81,4 +85,5 @@ def _asked(row: Mapping[str, Any], kept: Mapping[str, Any], plan: Mapping[str, A
         checkpoints=tuple(plan["checkpoints"][index] for index in kept["checkpoints"]),
         traits=tuple(kept["traits"]),
         opened={int(layer): tuple(names) for layer, names in (kept["internals"] or {"tensors": {}})["tensors"].items()},
+        steering=kept["steering"],
     )

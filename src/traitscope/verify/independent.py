@@ -7,7 +7,7 @@ without a cache, with hooks of its own on the outputs of modules only.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from traitscope.model.anatomy import Contribution
 from traitscope.model.loading import LanguageModel
+from traitscope.traits.vectors import TraitVectors
 
 _LAST_BITS = 8
 """How many units in the last place two ways to the same state may lie apart, in units of its norm."""
@@ -29,25 +30,56 @@ class IndependentPass:
         states: by checkpoint name, ``[positions, d_model]`` in the stream's dtype, on the CPU.
         logits: ``[response, vocab]``: row i is what response token i was chosen from.
         problems: where two ways to the same state disagree.
+        pushes: ``[positions, d_model]`` float64 by layer, what was added to its ``resid_post``.
     """
 
     states: dict[str, torch.Tensor]
     logits: torch.Tensor
     problems: tuple[str, ...]
+    pushes: dict[int, torch.Tensor]
 
 
-def independent_pass(model: LanguageModel, token_ids: Sequence[int], n_prompt: int) -> IndependentPass:
+def pushes_of(
+    steering: Mapping[str, Any] | None, vectors: Mapping[str, TraitVectors], n_prompt: int, n_positions: int
+) -> dict[int, torch.Tensor]:
+    """What a dose adds at every position ``[positions, d_model]`` float64, by layer, from the stored vectors.
+
+    α times the median neutral norm of ``resid_post`` times the steerer there; nothing at position 0.
+    """
+    if steering is None:
+        return {}
+    trait = vectors[steering["trait"]]
+    first, last = {"prompt": (1, n_prompt), "response": (max(n_prompt, 1), n_positions), "all": (1, n_positions)}[
+        steering["positions"]
+    ]
+    pushes = {}
+    for layer in steering["layers"]:
+        row = trait.checkpoints.index(f"resid_post.{layer}")
+        push = torch.zeros(n_positions, trait.steerer.shape[1], dtype=torch.float64)
+        push[first:last] = steering["alpha"] * trait.calibration.norm[row].double() * trait.steerer[row].double()
+        pushes[layer] = push
+    return pushes
+
+
+def independent_pass(
+    model: LanguageModel,
+    token_ids: Sequence[int],
+    n_prompt: int,
+    pushes: Mapping[int, torch.Tensor] | None = None,
+) -> IndependentPass:
     """Run ``model`` once over ``token_ids`` and derive the state of every checkpoint.
 
     ``resid_pre.0`` and every ``resid_post`` are the model's ``hidden_states``; the last ``resid_post`` is the last
     layer's output, whose norm must be the last of the ``hidden_states``. ``resid_mid.l`` is what enters layer l
-    plus what its first block adds; what leaves it minus what its second block adds must be the same.
+    plus what its first block adds; what leaves it minus what its second block adds must be the same. ``pushes``
+    (of ``pushes_of``) are added to what the layers return.
     """
+    pushes = dict(pushes or {})
     layers = model.anatomy.layers
     first = {number: layer.contributions[0] for number, layer in enumerate(layers) if layer.kind == "sequential"}
     second = {number: layer.contributions[1] for number, layer in enumerate(layers) if layer.kind == "sequential"}
     modules = {layers[-1].path} | {c.site.module for c in (*first.values(), *second.values())}
-    with torch.inference_mode(), _outputs_of(model.module, modules) as outputs:
+    with torch.inference_mode(), pushed_layers(model, pushes), _outputs_of(model.module, modules) as outputs:
         found = model.module(**_inputs(model, token_ids, n_prompt))
         hidden = [state[0] for state in found.hidden_states]
         last_post = _state_in(outputs[layers[-1].path], 0, model.anatomy.d_model)
@@ -59,11 +91,35 @@ def independent_pass(model: LanguageModel, token_ids: Sequence[int], n_prompt: i
             if number in first:
                 mid = pre.cpu().double() + _added(first[number], outputs, model.anatomy.d_model)
                 other = post.cpu().double() - _added(second[number], outputs, model.anatomy.d_model)
+                other = other - pushes.get(number, 0)
                 problems += _disagreement(f"resid_mid.{number}", mid, other, pre, post)
                 states[f"resid_mid.{number}"] = mid.to(pre.dtype)
             states[f"resid_post.{number}"] = post.cpu()
         logits = found.logits[0, -(len(token_ids) - n_prompt) - 1 : -1].cpu()
-    return IndependentPass(states, logits, tuple(problems))
+    return IndependentPass(states, logits, tuple(problems), pushes)
+
+
+@contextmanager
+def pushed_layers(model: LanguageModel, pushes: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """Inside the block these layers return what they compute plus their push; by their ``forward``, not by a hook."""
+    layers = [(model.module.get_submodule(model.anatomy.layers[number].path), push) for number, push in pushes.items()]
+    for layer, push in layers:
+        layer.forward = _pushed_forward(layer.forward, push.to(model.device))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer, _ in layers:
+            del layer.forward
+
+
+def _pushed_forward(forward: Callable[..., Any], push: torch.Tensor) -> Callable[..., Any]:
+    def pushed(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        if isinstance(output, torch.Tensor):
+            return output + push.to(output.dtype)
+        return (output[0] + push.to(output[0].dtype), *output[1:])
+
+    return pushed
 
 
 def _inputs(model: LanguageModel, token_ids: Sequence[int], n_prompt: int) -> dict[str, Any]:

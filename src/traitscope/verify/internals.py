@@ -13,7 +13,7 @@ from torch import nn
 from traitscope.captures.files import internals_file
 from traitscope.model.loading import LanguageModel
 from traitscope.verify.asked import Asked
-from traitscope.verify.independent import IndependentPass
+from traitscope.verify.independent import IndependentPass, pushed_layers
 
 _LAST_BITS = 64
 """How many units in the last place two ways to the same tensor may lie apart, in units of the norm of its rows."""
@@ -51,13 +51,14 @@ def wrong_tensors(
     """Where stored open layers contradict each other, the independent pass, or the cache of a third one."""
     if not asked.opened:
         return
-    keys_and_values = _cached(model, token_ids)
+    with pushed_layers(model, true.pushes):
+        keys_and_values = _cached(model, token_ids)
     for layer in asked.opened:
         stored = _stored(run_dir, shard, asked.id, layer)
         check = _LayerCheck(model, layer, stored)
         for problem in (
             *check.pattern(),
-            *check.stream(true.states),
+            *check.stream(true),
             *check.projections(),
             *check.cached(keys_and_values[layer]),
         ):
@@ -119,10 +120,12 @@ class _LayerCheck:
             each = v.double().repeat_interleave(pattern.shape[0] // v.shape[0], dim=0)
             yield from self._apart("pattern times v is not head_out", pattern @ each, head_out)
 
-    def stream(self, states: Mapping[str, torch.Tensor]) -> Iterator[str]:
-        """What the blocks added against the differences of the stream."""
+    def stream(self, true: IndependentPass) -> Iterator[str]:
+        """What the blocks added against the differences of the stream, without what steering added to it."""
+        states = true.states
         before = "resid_pre.0" if self._layer == 0 else f"resid_post.{self._layer - 1}"
-        pre, post = states[before].double(), states[f"resid_post.{self._layer}"].double()
+        pre = states[before].double()
+        post = states[f"resid_post.{self._layer}"].double() - true.pushes.get(self._layer, 0)
         attn_out, mlp_out = self._stored.get("attn_out"), self._stored.get("mlp_out")
         if self._anatomy.kind == "sequential":
             mid = states[f"resid_mid.{self._layer}"].double()

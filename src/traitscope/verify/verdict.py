@@ -16,7 +16,7 @@ from traitscope.errors import InputError
 from traitscope.model.loading import LanguageModel
 from traitscope.traits.vectors import TraitVectors, load_vectors
 from traitscope.verify.comparison import QUANTITIES, Difference, differences
-from traitscope.verify.independent import IndependentPass, independent_pass
+from traitscope.verify.independent import IndependentPass, independent_pass, pushes_of
 from traitscope.verify.internals import wrong_tensors
 from traitscope.verify.limits import Limits, cell_of, read_limits
 from traitscope.verify.stored import StoredGeneration, StoredRun, check_stored
@@ -137,7 +137,8 @@ def verify_stored(
     wanted = chosen_generations(stored, sample)
     problems: list[str] = []
     for done, generation in enumerate(stored.generations(wanted), start=1):
-        true = independent_pass(model, generation.token_ids, generation.n_prompt)
+        pushes = pushes_of(generation.asked.steering, vectors, generation.n_prompt, len(generation.token_ids))
+        true = independent_pass(model, generation.token_ids, generation.n_prompt, pushes)
         problems += [f"{generation.asked.name}: {p}" for p in _response_problems(generation, model.eos_token_ids)]
         problems += [f"{generation.asked.name}: {p}" for p in true.problems]
         problems += [f"{generation.asked.name}: {p}" for p in _open_layer_problems(stored, model, generation, true)]
