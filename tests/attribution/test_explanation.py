@@ -213,7 +213,7 @@ def _broken(run_dir: Path, folder: Path, name: str, content: bytes | None) -> Pa
     ("name", "content", "problem", "exit_code"),
     [
         ("plan.json", b"[]", "plan.json is damaged", 2),
-        ("plan.json", b'{"format_version": 3}', "plan.json is damaged: it lacks model, device", 2),
+        ("plan.json", b'{"format_version": 4}', "plan.json is damaged: it lacks model, device", 2),
         ("vectors/planted.safetensors", b"zz", "missing or damaged", 2),
         ("vectors/planted.safetensors", None, "missing or damaged", 2),
         ("suite.yaml", b"name: other", "suite.yaml was changed since the run began", 2),

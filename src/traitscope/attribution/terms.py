@@ -122,8 +122,9 @@ class Attribution:
 
     def block_parts(self, trait: int) -> np.ndarray:
         """The terms of a trait's score: ``[n, 1 + n_blocks + n_steers]``, ``resid_pre.0`` first."""
-        writes = [part.write[trait] for part in (*self.blocks_of(trait), *self.steers_of(trait))]
-        return np.stack([self.start[trait], *writes], axis=-1)
+        written = [block.write[trait] for block in self.blocks_of(trait)]
+        steered = [steer.write[trait] for steer in self.steers_of(trait)]
+        return np.stack([self.start[trait], *written, *steered], axis=-1)
 
 
 @dataclass(frozen=True)

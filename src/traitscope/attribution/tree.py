@@ -112,9 +112,7 @@ def score_tree(
     ranked = _ranked(blocks)
     named, others = ranked[:most], ranked[most:]
     steers = [
-        tree.term(
-            f"steer at layer {steer.layer}", float(steer.write[trait, tree.at]), 0.0, detail={"layer": steer.layer}
-        )
+        tree.term(f"steer at layer {steer.layer}", steer.write[trait, tree.at], 0.0, detail={"layer": steer.layer})
         for steer in attribution.steers_of(trait)
     ]
     terms = [start, *steers, *named]

@@ -80,7 +80,7 @@ class Engine:
         self._model = model
         self._vectors = vectors
         self._bank = bank_of(vectors)
-        self._covered = np.isfinite(bank.readers.numpy()).all(axis=-1).T  # [n_checkpoints, n_traits]
+        self._covered = np.isfinite(self._bank.readers.numpy()).all(axis=-1).T  # [n_checkpoints, n_traits]
         self._run_prefix = RunPrefix(run_prefix)
         self._on_tokens = on_tokens
         self._describer = TokenDescriber(model.tokenizer)
@@ -185,6 +185,7 @@ class Engine:
                 kept[f"{internals.layer}/{name}"] = tensor.to("cpu", to, copy=True).contiguous()
 
         token_ids = [*task.prompt.token_ids, *response_ids]
+        _ = self._model.blocks  # found by a pass of its own, which is not to be pushed
         with steered(self._model, self._steering(task), task.n_prompt, len(token_ids)):
             open_layers(self._model, token_ids, task.opened.tensors, keep)
         return kept

@@ -104,7 +104,7 @@ def pushed_layers(model: LanguageModel, pushes: Mapping[int, torch.Tensor]) -> I
     """Inside the block these layers return what they compute plus their push; by their ``forward``, not by a hook."""
     layers = [(model.module.get_submodule(model.anatomy.layers[number].path), push) for number, push in pushes.items()]
     for layer, push in layers:
-        layer.forward = _pushed_forward(layer.forward, push.to(model.device))  # type: ignore[assignment]
+        layer.forward = _pushed_forward(layer.forward, push.to(model.device))
     try:
         yield
     finally:
