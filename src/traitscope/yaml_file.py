@@ -95,6 +95,8 @@ def _first_problem(
         return f"{place}: {_unknown_key(str(problem['loc'][-1]), model)}"
     if problem["type"] == "model_type":
         return f"{place}: must be a mapping of keys to values"
+    if problem["type"] == "missing":
+        return f"{place}: {problem['loc'][-1]} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message[0].lower()}{message[1:]}"
 

@@ -74,7 +74,11 @@ def test_flags_hold_in_every_experiment(tmp_path: Path) -> None:
         ("samples: 3", "sampels: 3", r"line 8: experiments\.0\.generation\.sampels: unknown key; .*samples"),
         ("max_new_tokens: 8", "max_new_tokens: 0", r"line 3: generation\.max_new_tokens: .*greater than or equal to 1"),
         ("name: two", "name: one", r"two experiments are named 'one'"),
-        ("prompts: [Hello]\n    system", "steer: {alpha: 1}\n    prompts: [Hello]\n    system", "cannot steer yet"),
+        (
+            "prompts: [Hello]\n    system",
+            "steer: {alpha: 1}\n    prompts: [Hello]\n    system",
+            "steer: trait is missing",
+        ),
         ("samples: 3}", "samples: 3, samples: 4}", r"line 8: key 'samples' stands twice"),
         ("[sycophancy]", "[sycophancy", r"line \d+, column \d+: broken YAML"),
         ("name: night", "name: a/b", r"line 1: name: use letters"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,19 +36,24 @@ class PooledText:
 
 
 def pooled_states(
-    model: LanguageModel, texts: Sequence[PooledText], on_text: Callable[[], None] = lambda: None
+    model: LanguageModel,
+    texts: Sequence[PooledText],
+    on_text: Callable[[], None] = lambda: None,
+    *,
+    checkpoints: Sequence[int] | None = None,
 ) -> np.ndarray:
     """The mean state of each text over its positions: ``[n_texts, n_checkpoints, d_model]`` float32.
 
+    ``checkpoints`` are indices in ascending order (None for all); passes end behind the last of them.
     What all texts begin with is read once. The rest is read in batches of similar length, padded on the right,
     which no row of a causal model ever looks at; batches depend on ``texts`` alone. A model whose cache is more than
     keys and values reads one text at a time.
     """
-    shape = (len(texts), len(model.anatomy.checkpoints), model.anatomy.d_model)
-    states = np.empty(shape, dtype=np.float32)
+    chosen = list(range(len(model.anatomy.checkpoints)) if checkpoints is None else checkpoints)
+    states = np.empty((len(texts), len(chosen), model.anatomy.d_model), dtype=np.float32)
     if not can_share(model):
         for row, text in enumerate(texts):
-            states[row] = replay_pooled(model, text.read, _mask(text)).numpy()
+            states[row] = replay_pooled(model, text.read, _mask(text)).numpy()[chosen]
             on_text()
         return states
     first_kept = min(int(text.positions[0]) for text in texts)
@@ -55,7 +61,7 @@ def pooled_states(
     with torch.inference_mode():
         read = _read_prefix(model, prefix) if prefix else None
         for rows in _batches([len(text.read) - len(prefix) for text in texts]):
-            states[rows] = _batch_means(model, [texts[row] for row in rows], read, len(prefix))
+            states[rows] = _batch_means(model, [texts[row] for row in rows], read, len(prefix), chosen)
             for _ in rows:
                 on_text()
     return states
@@ -87,8 +93,16 @@ def _read_prefix(model: LanguageModel, prefix: Sequence[int]) -> KeysAndValues:
     return keys_and_values(cache)
 
 
+class _EnoughError(Exception):
+    """Ends a forward pass behind the last checkpoint that is wanted."""
+
+
 def _batch_means(
-    model: LanguageModel, texts: Sequence[PooledText], prefix: KeysAndValues | None, n_prefix: int
+    model: LanguageModel,
+    texts: Sequence[PooledText],
+    prefix: KeysAndValues | None,
+    n_prefix: int,
+    checkpoints: Sequence[int],
 ) -> np.ndarray:
     """``[batch, n_checkpoints, d_model]`` float32."""
     rests = [text.read[n_prefix:] for text in texts]
@@ -105,10 +119,15 @@ def _batch_means(
         begin_rows(cache, prefix, [0] * len(texts))
     means: list[torch.Tensor] = []
 
-    def observe(_checkpoint: int, state: torch.Tensor) -> None:
-        means.append(torch.stack([state[positions].float().mean(dim=0) for positions in kept]).cpu())
+    wanted, last = set(checkpoints), checkpoints[-1]
 
-    with watch(model.module, model.anatomy, observe):
+    def observe(checkpoint: int, state: torch.Tensor) -> None:
+        if checkpoint in wanted:
+            means.append(torch.stack([state[positions].float().mean(dim=0) for positions in kept]).cpu())
+        if checkpoint == last:
+            raise _EnoughError
+
+    with suppress(_EnoughError), watch(model.module, model.anatomy, observe):
         model.forward(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -188,22 +188,24 @@ def make_plan(
     merged: dict[GenerationKey, PlannedGeneration] = {}
     captures: list[PlannedCapture] = []
     for experiment in loaded.suite.experiments:
-        traits = tuple(dict.fromkeys(trait_name(t) for t in loaded.shared(experiment, "traits")))
+        references = tuple(dict.fromkeys(loaded.shared(experiment, "traits")))
+        traits = tuple(dict.fromkeys(map(trait_name, references)))
         settings = loaded.settings(experiment)
         style = PromptStyle(*(loaded.shared(experiment, f) for f in ("system", "template", "base_template")))
         with _naming(f"{loaded.label}, experiment {experiment.name}"):
             _check_experiment(experiment, traits, n_layers)
-            _check_steering(experiment, traits, n_layers, trait_name)
+            steered_trait = _steered_trait(experiment, dict(zip(references, map(trait_name, references), strict=True)))
+            _check_steering(experiment, n_layers)
             _check_settings(settings, context_length)
             check_template_arguments(tokenizer, style)
             prompts = read_prompts(experiment, loaded.folder)
         for prompt in prompts:
             rendered = render(tokenizer, prompt.messages, style)
             response = None if prompt.response is None else tokenise_response(tokenizer, prompt.response)
-            for alpha, dose in _doses(experiment, trait_name):
+            for alpha, dose in _doses(experiment, steered_trait):
                 for key in _keys(rendered, response, settings, dose):
                     generation = merged.setdefault(key, _planned(key, rendered, prompt, context_length))
-                    asked = _captures(experiment, prompt, generation, traits, alpha, trait_name)
+                    asked = _captures(experiment, prompt, generation, traits, alpha, steered_trait)
                     generation.captures += asked
                     captures += asked
     all_traits = tuple(dict.fromkeys(trait for capture in captures for trait in capture.traits))
@@ -219,12 +221,11 @@ def _naming(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error}") from None
 
 
-def _doses(experiment: Experiment, trait_name: Callable[[str], str]) -> list[tuple[float | None, PlannedDose | None]]:
+def _doses(experiment: Experiment, trait: str | None) -> list[tuple[float | None, PlannedDose | None]]:
     """The experiment's doses; the dose 0 is the generation without any, so that it can be shared."""
-    if (steer := experiment.steer) is None:
+    if (steer := experiment.steer) is None or trait is None:
         return [(None, None)]
     layers = json.dumps(steer.layers)
-    trait = trait_name(steer.trait)
     return [
         (alpha, None if alpha == 0 else PlannedDose(trait, alpha, layers, steer.positions)) for alpha in steer.alpha
     ]
@@ -236,7 +237,7 @@ def _captures(
     generation: PlannedGeneration,
     traits: tuple[str, ...],
     alpha: float | None,
-    trait_name: Callable[[str], str],
+    steered_trait: str | None,
 ) -> list[PlannedCapture]:
     """What an experiment asks of one generation."""
     asked = partial(
@@ -245,7 +246,7 @@ def _captures(
         prompt.id,
         generation.key.sample,
         generation,
-        steer_trait=None if experiment.steer is None else trait_name(experiment.steer.trait),
+        steer_trait=steered_trait,
         alpha=alpha,
     )
     scores, internals = experiment.capture.scores, experiment.capture.internals
@@ -268,17 +269,26 @@ def _check_experiment(experiment: Experiment, traits: Sequence[str], n_layers: i
             raise InputError(f"expect: {expected} is not among the experiment's traits ({', '.join(traits)})")
 
 
-def _check_steering(
-    experiment: Experiment, traits: Sequence[str], n_layers: int, trait_name: Callable[[str], str]
-) -> None:
+def _steered_trait(experiment: Experiment, names: Mapping[str, str]) -> str | None:
+    """The name of the trait whose steerer is added; ``names`` are those of the experiment's trait references.
+
+    Raises:
+        InputError: it is not among the experiment's traits, so that its vectors would not be there.
+    """
     if experiment.steer is None:
-        return
-    with _naming("steer.layers"):
-        select_layers(experiment.steer.layers, n_layers, [])
-    with _naming("steer.trait"):
-        name = trait_name(experiment.steer.trait)
-        if name not in traits:
-            raise InputError(f"{name} is not among the experiment's traits ({', '.join(traits)}); add it to them")
+        return None
+    called = names.get(experiment.steer.trait, experiment.steer.trait)
+    if called not in names.values():
+        raise InputError(
+            f"steer.trait: {called} is not among the experiment's traits ({', '.join(names.values())}); add it to them"
+        )
+    return called
+
+
+def _check_steering(experiment: Experiment, n_layers: int) -> None:
+    if experiment.steer is not None:
+        with _naming("steer.layers"):
+            select_layers(experiment.steer.layers, n_layers, [])
 
 
 def _check_settings(settings: GenerationSettings, context_length: int | None) -> None:

@@ -86,8 +86,9 @@ def pool_pairs(
     style: PromptStyle,
     on_text: Callable[[], None],
     pooling: Pooling = RESPONSE,
+    checkpoints: Sequence[int] | None = None,
 ) -> PooledPairs:
-    """Replay both responses of every pair and pool each.
+    """Replay both responses of every pair and pool each, at all checkpoints or at those of these indices.
 
     Raises:
         RunError: a state is not finite, a text has no token to pool over, or the poles differ nowhere in what is read.
@@ -98,7 +99,7 @@ def pool_pairs(
             f"pooling {pooling} reads the same tokens at both poles of every pair, so there is nothing to fit; "
             "it needs a scenario set whose prompts differ between the poles"
         )
-    states = pooled_states(model, texts, on_text)
+    states = pooled_states(model, texts, on_text, checkpoints=checkpoints)
     for number, state in enumerate(states):
         if not np.isfinite(state).all():
             raise RunError(f"the {_name(pairs, number)} gives states that are not finite")
@@ -113,16 +114,16 @@ def pool_pairs(
 def pool_texts(
     model: LanguageModel,
     texts: Sequence[tuple[Sequence[int], np.ndarray]],
-    rows: Sequence[int],
+    checkpoints: Sequence[int],
     on_text: Callable[[], None],
 ) -> np.ndarray:
-    """Mean states ``[n_texts, n_rows, d_model]`` float32 of token ids over the positions to keep, at some checkpoints.
+    """Mean states ``[n_texts, n_checkpoints, d_model]`` float32 of token ids over the positions to keep.
 
     Raises:
         RunError: a state is not finite.
     """
     read = [PooledText(tuple(token_ids), np.flatnonzero(keep)) for token_ids, keep in texts]
-    states = pooled_states(model, read, on_text)[:, list(rows)]
+    states = pooled_states(model, read, on_text, checkpoints=checkpoints)
     if not np.isfinite(states).all():
         raise RunError("the model's own text gives states that are not finite; try dtype float32 or bfloat16")
     return states

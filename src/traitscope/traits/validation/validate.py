@@ -45,6 +45,8 @@ from traitscope.traits.validation.separation import half_flipped, norm_ratio, se
 from traitscope.traits.vectors import TraitVectors
 
 LEAST_TEST_PAIRS = 8
+CAUSAL_STRIDE = 2
+"""Gate F reads every second test pair: each costs two passes for every dose and random direction."""
 _LEAST_CROSSED = 4
 _NULL_DRAWS = 200
 _HALF_DRAWS = 50
@@ -108,7 +110,7 @@ def _n_units(candidates: Sequence[Candidate], rivals: Mapping[str, ScenarioSet],
     units = len(neutral.prompts) + sum(2 * len(scenarios.splits.test) for scenarios in rivals.values())
     for scenarios in (candidate.scenarios for candidate in candidates):
         n_test = len(scenarios.splits.test)
-        units += 2 * len(scenarios.splits.train) + 2 * n_test
+        units += 2 * len(scenarios.splits.train) + 2 * len(scenarios.splits.test[::CAUSAL_STRIDE])
         if scenarios.prefills is not None:
             units += 4 * PREFILLS_PER_PROMPT * n_test
         if scenarios.instructions is not None:
@@ -135,8 +137,7 @@ class _Laboratory:
 
     def pooled(self, pairs: Sequence[Pair]) -> PooledPairs:
         """States at ``rows`` of the responses of ``pairs``."""
-        pooled = pool_pairs(self.model, pairs, self.style, self.count)
-        return replace(pooled, positive=pooled.positive[:, self.rows], negative=pooled.negative[:, self.rows])
+        return pool_pairs(self.model, pairs, self.style, self.count, checkpoints=self.rows)
 
     def pooled_under(self, pairs: Sequence[Pair], pole: Pole, system_prompts: Sequence[str]) -> np.ndarray:
         """States ``[n_pairs, n_rows, d_model]`` of one pole's responses, each under a system prompt in turn."""
@@ -311,7 +312,11 @@ def _stable_gate(candidate: Candidate, train: PooledPairs, row: int) -> Gate:
 
 def _causal_gate(laboratory: _Laboratory, candidate: Candidate) -> Gate:
     shifts, random_shifts = steering_shifts(
-        laboratory.model, candidate.vectors, candidate.scenarios.splits.test, laboratory.style, laboratory.count
+        laboratory.model,
+        candidate.vectors,
+        candidate.scenarios.splits.test[::CAUSAL_STRIDE],
+        laboratory.style,
+        laboratory.count,
     )
     return gates.gate_f(shifts, random_shifts)
 
