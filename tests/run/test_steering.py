@@ -173,6 +173,7 @@ def test_a_resumed_night_keeps_its_doses(
         ({"trait": str(SCENARIOS), "alpha": []}, "alpha"),
         ({"trait": str(SCENARIOS), "alpha": [0.1, 0.1]}, "listed twice"),
         ({"trait": str(SCENARIOS), "alpha": float("inf")}, "finite"),
+        ({"trait": str(SCENARIOS), "alpha": True}, "finite"),
         ({"trait": str(SCENARIOS), "alpha": 0.1, "layers": 9}, "out of range"),
         ({"trait": str(SCENARIOS), "alpha": 0.1, "positions": "everywhere"}, "positions"),
         ({"trait": str(SCENARIOS)}, "alpha"),

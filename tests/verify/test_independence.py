@@ -7,7 +7,7 @@ from pathlib import Path
 
 import traitscope.verify
 
-FORBIDDEN = {f"traitscope.model.{name}" for name in ("decode", "capture", "replay", "watch", "tensors")}
+FORBIDDEN = {f"traitscope.model.{name}" for name in ("decode", "capture", "replay", "watch", "tensors", "steering")}
 
 
 def test_verify_imports_nothing_of_what_captures_and_nothing_of_the_run_room() -> None:

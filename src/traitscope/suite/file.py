@@ -102,7 +102,10 @@ class Steer(_Strict):
     @field_validator("alpha", mode="before")
     @classmethod
     def _one_or_several(cls, alpha: Any) -> Any:
-        return alpha if isinstance(alpha, list) else [alpha]
+        doses = alpha if isinstance(alpha, list) else [alpha]
+        if any(isinstance(dose, (bool, str)) for dose in doses):
+            raise ValueError("doses must be finite numbers")
+        return doses
 
     @field_validator("alpha")
     @classmethod
