@@ -161,7 +161,7 @@ def test_no_dose_is_no_steering_and_hooks_are_gone(tiny: Callable[..., LanguageM
     assert [row.response_ids for row in generated(model, [None] * 4)] == [row.response_ids for row in plain]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "bloom"])
+@pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("positions", ["prompt", "response", "all"])
 def test_log_probabilities_of_many_doses_are_those_of_each_alone(
     tiny: Callable[..., LanguageModel], architecture: str, positions: Positions

@@ -100,6 +100,14 @@ def begin_rows(cache: DynamicCache, prefix: KeysAndValues, shifts: Sequence[int]
             layer.update(*(_shifted_rows(state, shifts) for state in states))
 
 
+def begin_branches(cache: DynamicCache, prefix: KeysAndValues, n_rows: int, last_common: int) -> None:
+    """Fill an empty cache with ``prefix``: one row in the layers up to ``last_common``, ``n_rows`` behind it."""
+    for number, (layer, states) in enumerate(zip(cache.layers, prefix.layers, strict=True)):
+        if states is not None:
+            shifts = [0] * (1 if number <= last_common else n_rows)
+            layer.update(*(_shifted_rows(state, shifts) for state in states))
+
+
 def _shifted_rows(state: torch.Tensor, shifts: Sequence[int]) -> torch.Tensor:
     """``[1, heads, seq, d_head]`` to ``[rows, heads, seq, d_head]``."""
     slots = torch.arange(state.shape[2], device=state.device)

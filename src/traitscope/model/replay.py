@@ -11,7 +11,7 @@ import torch
 
 from traitscope.model.capture import ReaderBank, Trace, capturing
 from traitscope.model.decode import Decoded
-from traitscope.model.kv_cache import KeysAndValues, begin_rows, can_share, keys_and_values, new_cache
+from traitscope.model.kv_cache import KeysAndValues, begin_branches, can_share, keys_and_values, new_cache
 from traitscope.model.loading import LanguageModel
 from traitscope.model.steering import Pushes, Steering, pushing, steered_pass, steers_prompt
 from traitscope.model.watch import watch
@@ -89,7 +89,7 @@ def replay_steered_logprobs(
 ) -> np.ndarray:
     """Log-probabilities of the same response under several steerings ``[n_steerings, n_response]`` float32.
 
-    Where only responses are pushed, the prompt is read once for all.
+    Where only responses are pushed, the prompt is read once for all, and so are the layers in front of the first push.
     """
     rows = []
     width = max(1, _MOST_LOGITS // (len(response_ids) * int(model.module.config.get_text_config().vocab_size)))
@@ -138,17 +138,25 @@ def _response_logits(
     first = prompt.last_logits.expand(n_rows, -1)[:, None]
     if n_response == 1:
         return first
+    n_fed, last_common = n_rows, -1
     if pushes is not None:
         pushes.responses(range(n_rows), n_response - 1)
+        if _broadcasts(model):
+            n_fed, last_common = 1, pushes.layers[0]
     cache = new_cache(model, n_prompt + n_response)
-    begin_rows(cache, prompt.states, [0] * n_rows)
-    input_ids = torch.tensor([list(response_ids[:-1])], device=model.device).expand(n_rows, -1)
+    begin_branches(cache, prompt.states, n_rows, last_common)
+    input_ids = torch.tensor([list(response_ids[:-1])], device=model.device).expand(n_fed, -1)
     positions = torch.arange(n_prompt, n_prompt + n_response - 1, device=model.device)
     output = model.forward(
         input_ids=input_ids,
-        attention_mask=torch.ones(n_rows, n_prompt + n_response - 1, dtype=torch.long, device=model.device),
-        position_ids=positions.expand(n_rows, -1),
+        attention_mask=torch.ones(n_fed, n_prompt + n_response - 1, dtype=torch.long, device=model.device),
+        position_ids=positions.expand(n_fed, -1),
         past_key_values=cache,
         use_cache=True,
     )
     return torch.cat([first, output.logits.float()], dim=1)
+
+
+def _broadcasts(model: LanguageModel) -> bool:
+    """Whether one row may become several between two layers: torch's own attention broadcasts masks and positions."""
+    return getattr(model.module.config.get_text_config(), "_attn_implementation", None) == "sdpa"

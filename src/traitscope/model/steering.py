@@ -54,6 +54,10 @@ class Pushes:
         self._rows: torch.Tensor | None = None
         self._where: torch.Tensor | None = None
 
+    @property
+    def layers(self) -> list[int]:
+        return sorted(self._additions)
+
     def prompts(self, rows: Sequence[int], position_ids: torch.Tensor, mask: torch.Tensor) -> None:
         """The next pass reads the prompts of ``rows``: ``position_ids`` and ``mask`` are ``[batch, seq]``."""
         self._next(rows, [self._of(row, "of_prompt") for row in rows], (position_ids > 0) & mask.bool())
@@ -81,6 +85,8 @@ class Pushes:
             return state
         additions = self._additions[layer].to(state.device)[self._rows.to(state.device)]
         pushed = additions[:, None] * self._where.to(state.device)[..., None]
+        if state.dim() == pushed.dim():
+            return state + pushed.to(state.dtype)  # one row that all steerings begin with becomes one row for each
         return state + pushed.reshape(state.shape).to(state.dtype)
 
     def _next(self, rows: Sequence[int], chosen: Sequence[bool], where: torch.Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,6 +61,15 @@ def shard_tables(
         "tokens": _tokens(kept),
         "scores": _scores(kept, traits, checkpoints),
         "writes": _writes(kept, traits, readouts, checkpoints),
+    }
+
+
+def with_verdicts(tables: Mapping[str, pa.Table], verdicts: Mapping[str, str]) -> dict[str, pa.Table]:
+    """The tables of a shard; those with columns of traits say in their metadata what each trait's vectors are worth."""
+    said = {"traitscope.verdicts": json.dumps(dict(verdicts))}
+    return {
+        name: table.replace_schema_metadata(said) if name in ("scores", "writes") else table
+        for name, table in tables.items()
     }
 
 
