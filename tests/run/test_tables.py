@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from traitscope.captures import schema
 from traitscope.checkpoints import checkpoints_of
 from traitscope.model.capture import Trace
-from traitscope.run.tables import Captured, Outcome, round_mantissa, shard_tables
+from traitscope.run.tables import Captured, Outcome, round_mantissa, shard_tables, with_verdicts
 from traitscope.suite.tokens import TokenRows
 
 CHECKPOINTS = checkpoints_of([True, True])
@@ -53,6 +55,14 @@ def test_only_what_was_asked_is_stored() -> None:
     assert tables["tokens"]["logprob"].to_pylist() == [None, None, -1.0] * 2
 
 
+def test_verdicts_stand_beside_the_columns_of_traits_and_change_no_value() -> None:
+    tables = shard_tables([_outcome("one", frozenset({"x", "y"}), (0, 4))], ["x", "y"], [4, 2], CHECKPOINTS)
+    said = with_verdicts(tables, {"x": "validated", "y": "failed"})
+    for name in ("scores", "writes"):
+        assert json.loads(said[name].schema.metadata[b"traitscope.verdicts"]) == {"x": "validated", "y": "failed"}
+    assert all(said[name].equals(table) for name, table in tables.items())
+
+
 def test_the_schema_is_the_documented_one_and_changes_only_with_its_version() -> None:
     described = {
         "prompts": schema.PROMPTS,
@@ -62,7 +72,7 @@ def test_the_schema_is_the_documented_one_and_changes_only_with_its_version() ->
     columns = {name: [f"{field.name}: {field.type}" for field in table] for name, table in described.items()}
     state = ["generation: string", "checkpoint: string", "layer: int32", "site: string"]
     floats = str(pa.list_(pa.float32()))
-    assert schema.FORMAT_VERSION == 3
+    assert schema.FORMAT_VERSION == 4
     assert columns["generations"] == [
         "generation: string",
         "status: string",
@@ -92,6 +102,8 @@ def test_the_schema_is_the_documented_one_and_changes_only_with_its_version() ->
         "experiment: string",
         "prompt_id: string",
         "sample: int32",
+        "steer_trait: string",
+        "alpha: double",
         "kind: string",
         "layers: list<item: int32>",
         "traits: list<item: string>",

@@ -270,7 +270,7 @@ def print_fitted(console: Console, described: Sequence[Mapping[str, Any]]) -> No
     """Vectors, with the evidence of the dev split beside them."""
     table = Table(
         title="Fitted vectors",
-        caption="AUROC on the dev split at R, all pairs / style-crossed pairs; nothing here is validated yet.",
+        caption="AUROC on the dev split at R, all / style-crossed pairs; the test split is left to traits validate.",
     )
     for column in ("trait", "R", "reader", "steerer", "verdict"):
         table.add_column(column)
