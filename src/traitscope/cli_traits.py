@@ -86,7 +86,6 @@ def traits_validate(
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    allow_foreign: AllowForeign = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -108,9 +107,7 @@ def traits_validate(
     reporter = default_reporter()
     loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     with reporter:
-        validated = validate_references(
-            loaded, references, sets, allow_foreign=allow_foreign, on_progress=stage(reporter, "texts")
-        )
+        validated = validate_references(loaded, references, sets, on_progress=stage(reporter, "texts"))
     described = [describe_vectors(vectors) for vectors in validated]
     if as_json:
         print_json(described)

@@ -27,7 +27,7 @@ from traitscope.traits.validation.candidates import validate_references
 from traitscope.traits.validation.gates import Gate, gate_a, gate_b, gate_e
 from traitscope.traits.validation.separation import half_flipped, norm_ratio, separation, split_half_cosine
 from traitscope.traits.validation.validate import check_scenarios
-from traitscope.traits.vectors import TraitVectors
+from traitscope.traits.vectors import TraitVectors, load_vectors
 
 STYLE = PromptStyle(None, {}, BASE_TEMPLATE)
 
@@ -97,6 +97,23 @@ def test_the_command_prints_verdicts_and_show_the_card(command: Any, tiny_direct
     assert "split-half cosine" in shown
     assert "looked at 1 times" in shown
     assert command("traits", "validate")[0] == 2
+
+
+def test_a_vector_file_keeps_its_card_itself(
+    command: Any, tiny_directory: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    assert command("traits", "fit", SCENARIOS, "--model", tiny_directory, "--out", tmp_path)[0] == 0
+    file = tmp_path / "loudness.safetensors"
+    before = load_vectors(file)
+    code, _, err = command("traits", "validate", file, "--model", tiny_directory)
+    assert code == 2
+    assert "give one with --scenarios" in err
+    assert command("traits", "validate", file, "--scenarios", SCENARIOS, "--model", tiny_directory)[0] == 0
+    after = load_vectors(file)
+    assert after.origin.verdict != "unvalidated"
+    assert set(after.origin.card["validation"]["gates"]) == set("ABCDEFH")
+    assert torch.equal(after.reader, before.reader)
+    assert after.origin.card["dev"] == before.origin.card["dev"]
 
 
 # Negative controls, on real text and the embedded model; the test split of the library stays sealed (dev is held out).

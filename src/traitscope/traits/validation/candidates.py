@@ -11,7 +11,8 @@ from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.traits.counting import OnProgress, no_progress
 from traitscope.traits.scenarios import ScenarioSet, library_names, library_scenarios, load_scenarios
 from traitscope.traits.store import TraitReference, vector_path, vectors_for
-from traitscope.traits.validation.validate import Candidate, check_scenarios, validate_traits
+from traitscope.traits.validation.laboratory import Candidate
+from traitscope.traits.validation.validate import check_scenarios, validate_traits
 from traitscope.traits.vectors import TraitVectors, save_vectors
 
 
@@ -31,18 +32,22 @@ def validate_references(
     references: Sequence[TraitReference],
     scenario_sets: Sequence[ScenarioSet],
     *,
-    allow_foreign: bool = False,
     base_template: str = BASE_TEMPLATE,
     on_progress: OnProgress = no_progress,
 ) -> list[TraitVectors]:
-    """Find or fit the vectors of every reference, validate them together, and keep each card in its vector file."""
-    found = vectors_for(
-        model, references, allow_foreign=allow_foreign, base_template=base_template, on_progress=on_progress
-    )
+    """Find or fit the vectors of every reference, validate them together, and keep each card in its vector file as
+    soon as it is there.
+
+    Raises:
+        InputError: a vector file belongs to another model: its card would not be about it.
+    """
+    found = vectors_for(model, references, base_template=base_template, on_progress=on_progress)
     candidates = [Candidate(vectors, scenarios) for vectors, scenarios in zip(found, scenario_sets, strict=True)]
-    validated = validate_traits(model, candidates, base_template=base_template, on_progress=on_progress)
-    for reference, vectors in zip(references, validated, strict=True):
+    cards = validate_traits(model, candidates, base_template=base_template, on_progress=on_progress)
+    validated = []
+    for reference, vectors in zip(references, cards, strict=True):
         save_vectors(vectors, vector_path(model, reference, base_template))
+        validated.append(vectors)
     return validated
 
 
