@@ -16,8 +16,10 @@ import torch
 from conftest import SCENARIOS
 from traitscope.errors import InputError
 from traitscope.model.loading import LanguageModel
+from traitscope.report.traits_page import traits_page
 from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.rendering import PromptStyle
+from traitscope.traits.describe import describe_vectors
 from traitscope.traits.fitting import fit_traits
 from traitscope.traits.methods import METHODS, auroc, cohens_d
 from traitscope.traits.pooling import PooledPairs, pool_pairs
@@ -97,6 +99,19 @@ def test_the_command_prints_verdicts_and_show_the_card(command: Any, tiny_direct
     assert "split-half cosine" in shown
     assert "looked at 1 times" in shown
     assert command("traits", "validate")[0] == 2
+
+
+def test_the_page_holds_every_figure_and_model_text_cannot_break_its_tables(validated: TraitVectors) -> None:
+    described = describe_vectors(validated)
+    validation = described["card"]["validation"]
+    validation["own_text"] = {"example": {"positive": "a|b\n`c` <script>", "negative": ""}}
+    page = traits_page([described])
+    assert f"**{validated.origin.verdict}**" in page
+    assert "`a¦b 'c' <script>`" in page
+    for table in (block.splitlines() for block in page.split("\n\n") if block.startswith("| ")):
+        assert len({line.count("|") for line in table}) == 1
+    missed = [name for name, gate in validation["gates"].items() if not gate["passed"]]
+    assert all(f"- loudness, {name}: " in page for name in missed)
 
 
 def test_a_vector_file_keeps_its_card_itself(
