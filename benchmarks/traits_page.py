@@ -58,7 +58,7 @@ def main() -> None:
     vectors = vectors_for(model, [find_trait(name, Path()) for name in library_names()])
     described = [describe_vectors(trait) for trait in vectors]
     gates = described[0]["card"]["validation"]["gates"]
-    needs = "\n".join(f"| {name} | {gate['needs']} |" for name, gate in gates.items())
+    needs = "\n".join(f"| {name} | {gate['needs'].replace('|', chr(92) + '|')} |" for name, gate in gates.items())
     dtype = str(model.dtype).removeprefix("torch.")
     head = INTRODUCTION.format(model=model.name, dtype=dtype, device=model.device, needs=needs)
     study = json.loads(arguments.steering.read_text())
