@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from traitscope.model.steering import Steering
 
 from traitscope.bench.machine import describe_machine
 from traitscope.model.decode import decode
 from traitscope.model.loading import LanguageModel, load_model
 from traitscope.model.sampling import Sampling
+from traitscope.model.steering import Steering
 from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.rendering import PromptStyle, render
 from traitscope.suite.tokens import TokenDescriber
