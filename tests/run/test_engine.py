@@ -8,14 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import random_bank
+from random_traits import random_vectors
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling
 from traitscope.run import engine as engine_module
 from traitscope.run.engine import Engine, GenerationTask
 from traitscope.suite.rendering import Rendered
+from traitscope.traits.vectors import TraitVectors
 
 POISON = 99
+
+
+def _vectors(model: LanguageModel) -> list[TraitVectors]:
+    return [random_vectors(model, number) for number in range(3)]
 
 
 def _tasks(n: int, poisoned: Sequence[int] = ()) -> list[GenerationTask]:
@@ -44,7 +49,7 @@ def test_a_row_that_raises_fails_alone(tiny: Callable[..., LanguageModel], monke
     model = tiny("llama")
     tasks = _tasks(8, poisoned=[2, 7])
     monkeypatch.setattr(engine_module, "decode", _failing_decode(ValueError("bad\nrow")))
-    outcomes = Engine(model, random_bank(model)).run_batch(tasks)
+    outcomes = Engine(model, _vectors(model)).run_batch(tasks)
     assert [outcome.generation for outcome in outcomes] == [task.id for task in tasks]
     assert [outcome.status == "failed" for outcome in outcomes] == [n in (2, 7) for n in range(8)]
     assert outcomes[2].error == "ValueError: bad"
@@ -62,7 +67,7 @@ def test_memory_that_runs_out_narrows_this_and_later_batches(
         return failing(model, prompts, **kwargs)
 
     monkeypatch.setattr(engine_module, "decode", decode)
-    engine = Engine(model, random_bank(model))
+    engine = Engine(model, _vectors(model))
     assert {outcome.status for outcome in engine.run_batch(_tasks(8))} == {"ok"}
     widths.clear()
     assert {outcome.status for outcome in engine.run_batch(_tasks(6))} == {"ok"}
@@ -78,7 +83,7 @@ def test_states_that_are_not_finite_fail_their_row_only(
     with torch.no_grad():
         table[POISON] = torch.inf
     try:
-        outcomes = Engine(model, random_bank(model)).run_batch(_tasks(3, poisoned=[1]))
+        outcomes = Engine(model, _vectors(model)).run_batch(_tasks(3, poisoned=[1]))
     finally:
         with torch.no_grad():
             table[POISON] = kept
@@ -90,7 +95,7 @@ def test_given_responses_are_replayed(tiny: Callable[..., LanguageModel]) -> Non
     model = tiny("llama")
     prompt = Rendered((60, 61), ("user",) * 2, (0,) * 2)
     task = GenerationTask("g", prompt, (70, 71, 72), 0, Sampling(), None, frozenset({"trait0"}), (0,))
-    outcome = Engine(model, random_bank(model)).run_batch([task])[0]
+    outcome = Engine(model, _vectors(model)).run_batch([task])[0]
     assert outcome.captured is not None
     assert outcome.captured.tokens.token_id == [60, 61, 70, 71, 72]
     assert outcome.captured.trace.n_positions == 5

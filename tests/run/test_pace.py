@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import random_bank
+from random_traits import random_vectors
 from tiny_models import VOCAB
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
@@ -87,7 +88,7 @@ def test_the_estimate_counts_the_tokens_that_the_forward_passes_then_read(tiny: 
     per_token = _pace(widths=(1, 5), step_seconds=(1.0, 5.0), prefill_seconds=1.0)
     predicted = generation_seconds(per_token, tasks, [tuple(tasks)], 3)
     before = model.meter.work()
-    Engine(model, random_bank(model), run_prefix=run_prefix(tasks)).run_batch(tasks)
+    Engine(model, [random_vectors(model, number) for number in range(3)], run_prefix=run_prefix(tasks)).run_batch(tasks)
     work = model.meter.work() - before
     assert work.tokens == predicted
     assert work.passes == 1 + 1 + 6

@@ -14,7 +14,7 @@ EPS = float(torch.finfo(torch.float32).eps)
 
 
 def asked(temperature: float, top_p: float, top_k: int) -> Asked:
-    return Asked("id", "label", (1,), None, 50, temperature, top_p, top_k, 7, (), (), {})
+    return Asked("id", "label", (1,), None, 50, temperature, top_p, top_k, 7, (), (), {}, None)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
