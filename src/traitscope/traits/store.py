@@ -114,10 +114,12 @@ def vectors_for(
 
 
 def cached_vectors(scenarios: ScenarioSet) -> list[Path]:
-    """Vector files in the user's cache that were fitted from this scenario set as it is now, on whatever model."""
-    digest = scenarios.digest()
+    """Vector files in the user's cache that were fitted from this scenario set and the neutral prompts as they are now,
+    on whatever model."""
+    current = (scenarios.digest(), load_neutral().digest())
     found = sorted((cache_directory() / "vectors").glob(f"{scenarios.name}-*.safetensors"))
-    return [path for path in found if json.loads(vector_metadata(path)["origin"])["scenarios"] == digest]
+    origins = [json.loads(vector_metadata(path)["origin"]) for path in found]
+    return [path for path, o in zip(found, origins, strict=True) if (o["scenarios"], o["neutral"]) == current]
 
 
 def vector_path(model: LanguageModel, reference: TraitReference, base_template: str = BASE_TEMPLATE) -> Path:
