@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from traitscope.captures.files import committed_shards, read_frozen_plan, read_retries, read_sessions
+from traitscope.captures.old_procedure import procedures_of
 from traitscope.captures.reading import Run, open_run
 from traitscope.suite.tokens import content_mask
 
@@ -103,6 +104,7 @@ def run_summary(run_dir: Path) -> dict[str, Any]:
         "captures": captures,
         "verify": next((s["verify"] for s in reversed(read_sessions(run_dir)) if s["verify"]), None),
         "cost": cost_of(run_dir),
+        "old_procedure": procedures_of(run, run_dir),
     }
 
 

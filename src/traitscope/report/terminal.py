@@ -137,7 +137,17 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     lines += _opened_lines(summary["captures"])
     lines += _utilisation_lines(cost["utilisation"])
+    old = summary["old_procedure"]
+    lines.append(f"the old procedure: {_procedure(old)}; here {_procedure(old['here'])}")
     return [*lines, f"run directory: {summary['run']}"]
+
+
+def _procedure(cost: Mapping[str, int]) -> str:
+    loads, generations = cost["model_loads"], cost["generations"]
+    return (
+        f"{loads:,} model load{'s' if loads != 1 else ''}, {generations:,} generation{'s' if generations != 1 else ''}, "
+        f"{cost['token_forwards']:,} token-forwards"
+    )
 
 
 def _opened_lines(captures: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -192,8 +202,7 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
         *((f"  with {case['what']}", _what_if_cell(case)) for case in described["what_ifs"]),
         (
             "the old procedure",
-            f"{old['model_loads']} model loads and generations, {old['token_forwards']:,} token-forwards; "
-            f"here 1 load, {described['token_forwards']:,} token-forwards",
+            f"{_procedure(old)}; here 1 load, {described['token_forwards']:,} token-forwards",
         ),
     ]
     table = Table(title=f"Plan of {described['suite']}", show_header=False)
