@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ _MOST_LISTED = 6
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """The results, what did not work, and what it cost."""
     console.print(_results_table(summary, console.width))
+    if summary["expectations"]:
+        console.print(_expectations_table(summary["expectations"]))
     for capture in summary["captures"]:
         if capture["status"] in ("failed", "too_long"):
             line = f"{capture['status']}: {capture['experiment']}/{capture['prompt_id']}: {capture['error']}"
@@ -55,6 +58,33 @@ def _results_table(summary: Mapping[str, Any], console_width: int) -> Table:
             Text(f"  {_dose_cell(capture)}{one_line(capture['prompt'])}"),
             Text(_response_cell(capture)),
             *(_z_cell(capture["mean_z"].get(trait)) for trait in traits),
+        )
+    return table
+
+
+def _expectations_table(expectations: Sequence[Mapping[str, Any]]) -> Table:
+    counts = Counter(expected["verdict"] for expected in expectations)
+    table = Table(
+        title="What the suite expects: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
+        caption="z: mean over prompts of a response's mean score at R; 0 is the model's usual reply, 1 the standard "
+        "deviation of such replies' means. The verdict needs the whole 95 % interval on one side of 0.",
+        caption_justify="left",
+    )
+    for column in ("experiment", "trait", "expected"):
+        table.add_column(column)
+    for column in ("prompts", "mean z", "95 % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for expected in expectations:
+        n_prompts, n_asked = expected["n_prompts"], expected["n_asked"]
+        table.add_row(
+            Text(_dose_cell(expected) + expected["experiment"]),
+            Text(expected["trait"]),
+            expected["expected"],
+            str(n_asked) if n_prompts == n_asked else f"{n_prompts} of {n_asked}",
+            "–" if expected["mean_z"] is None else f"{expected['mean_z']:+.2f}",
+            "–" if expected["interval"] is None else "{:+.2f} to {:+.2f}".format(*expected["interval"]),
+            Text(expected["verdict"], style="bold" if expected["verdict"] == "not met" else ""),
         )
     return table
 
@@ -143,11 +173,9 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _procedure(cost: Mapping[str, int]) -> str:
-    loads, generations = cost["model_loads"], cost["generations"]
-    return (
-        f"{loads:,} model load{'s' if loads != 1 else ''}, {generations:,} generation{'s' if generations != 1 else ''}, "
-        f"{cost['token_forwards']:,} token-forwards"
-    )
+    counted = {"model load": cost["model_loads"], "generation": cost["generations"]}
+    counts = [f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counted.items()]
+    return ", ".join([*counts, f"{cost['token_forwards']:,} token-forwards"])
 
 
 def _opened_lines(captures: Sequence[Mapping[str, Any]]) -> list[str]:
