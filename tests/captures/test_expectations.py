@@ -29,6 +29,7 @@ CALIBRATION = TraitCalibration(
     readout=R,
     mean={"response_token": np.float32([0, -50]), "response_mean": np.float32([0, 10])},
     std={"response_token": np.float32([1, 100]), "response_mean": np.float32([1, 2])},
+    neutral_trajectory=np.zeros((0, 0), np.float32),
 )
 Planted = Mapping[tuple[str, int, float | None], Sequence[float]]
 
