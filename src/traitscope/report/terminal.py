@@ -49,7 +49,7 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
         "time: "
         + ", ".join(
             f"{kind} {human_seconds(seconds.get(kind, 0.0))}"
-            for kind in ("loading", "fitting", "timing", "generating", "writing", "verifying")
+            for kind in ("loading", "fitting", "timing", "generating", "writing", "verifying", "splitting")
         ),
         f"generation took {human_seconds(seconds.get('generating', 0.0))}, "
         f"{_estimated(cost['estimated_seconds'])} was estimated if no response ends early",
@@ -63,11 +63,12 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += _opened_lines(summary["captures"])
     lines += _utilisation_lines(cost["utilisation"])
     old = summary["old_procedure"]
-    lines.append(f"the old procedure: {_procedure(old)}; here {_procedure(old['here'])}")
+    lines.append(f"the old procedure: {procedure(old)}; here {procedure(old['here'])}")
     return [*lines, f"run directory: {summary['run']}"]
 
 
-def _procedure(cost: Mapping[str, int]) -> str:
+def procedure(cost: Mapping[str, int]) -> str:
+    """Loads, generations and token-forwards of a way of working."""
     counted = {"model load": cost["model_loads"], "generation": cost["generations"]}
     counts = [f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counted.items()]
     return ", ".join([*counts, f"{cost['token_forwards']:,} token-forwards"])
@@ -125,7 +126,7 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
         *((f"  with {case['what']}", _what_if_cell(case)) for case in described["what_ifs"]),
         (
             "the old procedure",
-            f"{_procedure(old)}; here 1 load, {described['token_forwards']:,} token-forwards",
+            f"{procedure(old)}; here 1 load, {described['token_forwards']:,} token-forwards",
         ),
     ]
     table = Table(title=f"Plan of {described['suite']}", show_header=False)
