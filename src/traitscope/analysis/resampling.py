@@ -48,8 +48,8 @@ def bootstrap_interval(
 
     Percentiles at levels widened so that a mean's interval is as wide as Student's (Hesterberg, "What Teachers Should
     Know About the Bootstrap", 2015, the expanded percentile interval). Of normal values, 6,000 draws for each n, 95 %
-    intervals of the mean cover it in 93.1 % (n = 6), 94.1 % (8), 94.4 % (10), 94.5 % (12), 94.1 % (20); Efron's BCa, which
-    corrects bias and skew, in 85.5, 87.9, 90.1, 91.1 and 91.4 %.
+    intervals of the mean cover it in 93.1 % (n = 6), 94.1 % (8), 94.4 % (10), 94.5 % (12) and 94.1 % (20); those of
+    BCa, which corrects bias and skew (Efron 1987), in 85.5, 87.9, 90.1, 91.1 and 91.4 %.
 
     Raises:
         ValueError: a sample has fewer than two values.
