@@ -34,7 +34,7 @@ class Commitment:
 
     Attributes:
         position: index among the content tokens; 0 where it was at its final level from the first token on, so that no
-            moment of commitment is to be seen; None where it does not settle, or has fewer tokens than ``LEAST_TOKENS``.
+            moment of commitment is to be seen; None where it does not settle, or has fewer than ``LEAST_TOKENS``.
         low, high: 95 % interval of the position; None where there is no position, or less than half of the resampled
             responses settle.
         level: the final level, mean z of the last ``FINAL_TOKENS`` tokens.
