@@ -24,6 +24,7 @@ from traitscope.cli_options import (
     print_json,
     stdout,
 )
+from traitscope.cli_report import report, report_at_end
 from traitscope.cli_traits import traits_app
 from traitscope.errors import InputError, TraitscopeError
 
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(traits_app, name="traits")
 app.command()(analyse)
+app.command()(report)
 
 _DEFAULT_SUITE = "overnight"
 _SUITE_HELP = "A suite file, or a built-in suite (overnight, medium, full, confound)."
@@ -279,6 +281,7 @@ def _start(
         allow_foreign=allow_foreign,
         reporter=default_reporter(),
         retime=retime,
+        on_end=report_at_end,
     )
 
 
@@ -298,7 +301,8 @@ def _resume(
     from traitscope.run.same_inputs import refuse_other_inputs
 
     refuse_other_inputs(run_dir, suite=suite, model=model, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
-    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=default_reporter())
+    reporter = default_reporter()
+    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=reporter, on_end=report_at_end)
 
 
 def _finish(run_dir: Path, as_json: bool) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from nights import run_suite, write_suite
 from traitscope.captures.calibration import TraitCalibration
-from traitscope.captures.expectations import Expectation, interval_of_mean, scored_expectations
+from traitscope.analysis.resampling import LEAST_PROMPTS
+from traitscope.captures.expectations import Expectation, scored_expectations
 from traitscope.captures.reading import Run, frame_of
 from traitscope.captures.schema import CAPTURES, GENERATIONS, shard_schema
 from traitscope.captures.summaries import run_summary
@@ -72,10 +73,10 @@ def _of_prompts(z: Sequence[float]) -> Planted:
 @pytest.mark.parametrize(
     ("z", "high", "low"),
     [
-        ([1.0, 1.5, 2.0, 0.5, 1.0], "met", "not met"),
-        ([-1.0, -1.5, -2.0, -0.5, -1.0], "not met", "met"),
-        ([2.0, -1.0, 1.5, -0.5, 1.0], "undecided", "undecided"),
-        ([3.0, 3.0, 3.0, 3.0], "too few prompts", "too few prompts"),
+        ([1.0, 1.5, 2.0, 0.5, 1.0, 1.2], "met", "not met"),
+        ([-1.0, -1.5, -2.0, -0.5, -1.0, -1.2], "not met", "met"),
+        ([2.0, -1.0, 1.5, -0.5, 1.0, -0.8], "undecided", "undecided"),
+        ([3.0, 3.0, 3.0, 3.0, 3.0], "too few prompts", "too few prompts"),
     ],
 )
 def test_the_verdict_is_of_the_whole_interval(z: list[float], high: str, low: str) -> None:
@@ -83,7 +84,7 @@ def test_the_verdict_is_of_the_whole_interval(z: list[float], high: str, low: st
     assert found.verdict == high
     assert _scored(_of_prompts(z), "low")[0].verdict == low
     assert found.mean_z == pytest.approx(np.mean(z))
-    assert (found.interval is None) == (len(z) < 5)
+    assert (found.interval is None) == (len(z) < LEAST_PROMPTS)
     assert (found.n_prompts, found.n_asked, found.expected, found.alpha) == (len(z), len(z), "high", None)
 
 
@@ -97,20 +98,13 @@ def test_the_prompt_is_the_unit_not_the_token_or_the_sample() -> None:
 
 
 def test_every_dose_is_scored_alone() -> None:
-    planted: Planted = {(f"p{n}", 0, alpha): [10 + 40 * alpha + 0.1 * n] for n in range(5) for alpha in (-0.5, 0.5)}
+    planted: Planted = {(f"p{n}", 0, alpha): [10 + 40 * alpha + 0.1 * n] for n in range(6) for alpha in (-0.5, 0.5)}
     assert [(found.alpha, found.verdict) for found in _scored(planted, "high")] == [(-0.5, "not met"), (0.5, "met")]
 
 
 def test_nothing_captured_is_no_crash() -> None:
     (found,) = _scored({("a", 0, None): []}, "high")
     assert (found.verdict, found.mean_z, found.n_asked) == ("too few prompts", None, 1)
-
-
-def test_intervals_hold_the_mean_about_as_often_as_they_say() -> None:
-    samples = np.random.default_rng(1).normal(size=(400, 6))
-    ends = np.array([interval_of_mean(sample) for sample in samples])
-    assert 0.90 <= ((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean() <= 0.98
-    assert interval_of_mean(samples[0]) == interval_of_mean(samples[0])
 
 
 def test_a_run_scores_what_its_suite_expects(tmp_path: Path, tiny_directory: Path, tiny_cache: Path) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 import polars as pl
 
+from traitscope.analysis.resampling import estimate
 from traitscope.captures.reading import Run
 from traitscope.captures.responses import mean_z
 
 Side = Literal["high", "low"]
 Verdict = Literal["met", "not met", "undecided", "too few prompts"]
-
-LEAST_PROMPTS = 5
-_COVERAGE = 0.95
-_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class Expectation:
         mean_z: mean over prompts of a response's mean score at R, centred and scaled by the model's responses to
             neutral prompts (their means, ``response_mean``); None without any prompt, or where neutral responses do
             not vary.
-        interval: its 95 % interval; None for fewer than ``LEAST_PROMPTS`` prompts.
+        interval: its 95 % interval; None for fewer than ``resampling.LEAST_PROMPTS`` prompts.
     """
 
     experiment: str
@@ -81,7 +77,8 @@ def _by_prompt(captures: pl.DataFrame, z: pl.DataFrame, experiment: str, trait: 
 def _scored(experiment: str, trait: str, expected: Side, by_prompt: pl.DataFrame) -> Expectation:
     """``by_prompt``: ``alpha`` (one value) and ``z`` of each prompt that was asked."""
     z = by_prompt["z"].drop_nulls().drop_nans().to_numpy()
-    interval = interval_of_mean(z) if len(z) >= LEAST_PROMPTS else None
+    found = estimate([z])
+    interval = None if found.low is None or found.high is None else (found.low, found.high)
     return Expectation(
         experiment=experiment,
         trait=trait,
@@ -100,20 +97,3 @@ def _verdict(expected: Side, interval: tuple[float, float]) -> Verdict:
     if low > 0:
         return "met"
     return "not met" if high < 0 else "undecided"
-
-
-def interval_of_mean(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean of at least two values ``[n]``, by a bootstrap whose randomness is fixed.
-
-    Percentiles at levels that are widened so that few values give an interval as wide as Student's (Hesterberg, "What
-    Teachers Should Know About the Bootstrap", 2015, the expanded percentile interval). Over 4,000 samples of normal
-    values it held the true mean in 92.5 % (n = 5), 93.1 % (6), 94.3 % (8) and 95.1 % (28).
-    """
-    from scipy.stats import norm, t
-
-    given = np.asarray(values, dtype=np.float64)
-    n = len(given)
-    drawn = np.random.default_rng(0).integers(n, size=(_DRAWS, n))
-    below = norm.cdf(t.ppf((1 - _COVERAGE) / 2, n - 1) * np.sqrt(n / (n - 1)))
-    low, high = np.quantile(given[drawn].mean(axis=1), [below, 1 - below])
-    return float(low), float(high)

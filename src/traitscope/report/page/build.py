@@ -35,9 +35,7 @@ def report_file(run_dir: Path) -> Path:
     return run_dir / "report.html"
 
 
-def write_report(
-    run_dir: Path, selection: Selection | None = None, summary: Mapping[str, Any] | None = None
-) -> Path:
+def write_report(run_dir: Path, selection: Selection | None = None, summary: Mapping[str, Any] | None = None) -> Path:
     """Write a run's page, finished or not; an earlier one is replaced.
 
     Args:
@@ -160,14 +158,14 @@ def _prompt(
 
 
 def _commitments(prompt: PromptData, at_readout: np.ndarray, traits: Sequence[str]) -> dict[str, list[int | None]]:
-    """Positions ``[point, low, high]`` where each trait's trajectory settles, if it does."""
+    """Positions ``[point, low, high]`` where each trait's trajectory comes to its final level, if it does."""
     places = np.flatnonzero(prompt.content)
     found: dict[str, list[int | None]] = {}
     for trait, z in zip(traits, at_readout, strict=True):
         if not len(places) or np.isnan(z[places]).any():
             continue
         point = commitment_point(z[places])
-        if point.position is not None:
+        if point.after_start:
             ends = (point.position, point.low, point.high)
             found[trait] = [None if end is None else int(places[end]) for end in ends]
     return found
@@ -206,9 +204,9 @@ def _page(*, data: Mapping[str, Any], blobs: Mapping[str, str], **content: Any) 
     return environment.get_template("report.html.j2").render(
         **content,
         policy=_policy(scripts),
-        style=Markup(_asset("report.css")),  # noqa: S704
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
-        data=Markup(_harmless_json(data)),  # noqa: S704
+        style=Markup(_asset("report.css")),
+        scripts=[Markup(script) for script in scripts],
+        data=Markup(_harmless_json(data)),
         blobs=blobs,
     )
 

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from traitscope.analysis.resampling import estimate
 from traitscope.captures.reading import capture_label
-
-LEAST_FOR_INTERVAL = 5
-_DRAWS = 2000
 
 
 def described_experiments(captures: Sequence[Mapping[str, Any]], traits: Sequence[str]) -> list[dict[str, Any]]:
@@ -54,15 +52,9 @@ def _per_prompt(group: Sequence[Mapping[str, Any]], trait: str) -> np.ndarray:
 
 
 def mean_with_interval(values: np.ndarray) -> dict[str, Any] | None:
-    """Mean and 95 % percentile bootstrap over ``values`` ``[n_prompts]``; no interval from fewer than five.
-
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
-    """
+    """Mean and 95 % bootstrap interval over ``values`` ``[n_prompts]``; no interval where they are too few."""
     if not len(values):
         return None
-    mean = round(float(values.mean()), 4)
-    if len(values) < LEAST_FOR_INTERVAL:
-        return {"mean": mean, "low": None, "high": None, "n": len(values)}
-    draws = np.random.default_rng(0).choice(values, (_DRAWS, len(values))).mean(axis=1)
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return {"mean": mean, "low": round(float(low), 4), "high": round(float(high), 4), "n": len(values)}
+    found = estimate([values])
+    ends = (None if end is None else round(end, 4) for end in (found.low, found.high))
+    return {"mean": round(found.value, 4), **dict(zip(("low", "high"), ends, strict=True)), "n": found.n}

@@ -77,11 +77,11 @@ def _headline(counts: Mapping[str, int], verify: Mapping[str, Any] | None) -> st
 
 
 def _tiles(counts: Mapping[str, int], cost: Mapping[str, Any]) -> list[dict[str, str]]:
-    total = sum(counts.values())
+    total, n_sessions = sum(counts.values()), cost["sessions"]
     estimated = cost["estimated_seconds"]
     tiles = [
         ("captures", f"{counts['ok']} of {total}", f"{counts['failed']} failed, {counts['too_long']} too long"),
-        ("model loads", str(cost["model_loads"]), f"in {cost['sessions']} session{'s' if cost['sessions'] != 1 else ''}"),
+        ("model loads", str(cost["model_loads"]), f"in {n_sessions} session{'s' if n_sessions != 1 else ''}"),
         (
             "generation",
             human_seconds(cost["seconds"].get("generating", 0.0)),
