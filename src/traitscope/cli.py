@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from traitscope.cli_analyse import analyse
 from traitscope.cli_options import (
     AllowForeign,
     AsJson,
@@ -39,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(traits_app, name="traits")
+app.command()(analyse)
 
 _DEFAULT_SUITE = "overnight"
 _DEFAULT_OUT = Path("runs")

@@ -17,12 +17,12 @@ from PIL import Image
 from rich.console import Console
 
 from conftest import SCENARIOS
+from traitscope.analysis.effect_size import auroc
 from traitscope.model.loading import LanguageModel
 from traitscope.report.comparison import print_comparison
 from traitscope.report.comparison_picture import save_picture
 from traitscope.traits import between
 from traitscope.traits.comparison import RandomCosine, at_readouts, cosines, cross_auroc, random_auroc_deviation
-from traitscope.traits.methods import auroc
 from traitscope.traits.pooling import PooledPairs
 from traitscope.traits.scenarios import load_scenarios
 from traitscope.traits.store import find_trait, vectors_for

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traitscope.traits.methods import auroc
+from traitscope.analysis.effect_size import auroc
 from traitscope.traits.pooling import PooledPairs
 
 _MARKED_DEVIATIONS = 3
