@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from traitscope.analysis.emergence import LEVEL, Emergence, Places, comparisons, emergence, sign_flips, topic_parts
+from traitscope.analysis.emergence import Emergence, Places, comparisons, emergence, topic_parts
+from traitscope.analysis.maximum import LEVEL
 
 N_CHECKPOINTS = 20
 
@@ -29,7 +30,7 @@ def _texts(generator: np.random.Generator, n_topics: int, apart: np.ndarray) -> 
 def _found(generator: np.random.Generator, n_topics: int, apart: np.ndarray) -> Emergence:
     ups, downs = _texts(generator, n_topics, apart)
     topics = [f"topic {n}" for n in range(n_topics)]
-    return emergence(ups[:-1], downs[:-1], topics, topics, (ups[-1], downs[-1]))
+    return emergence(ups[:-1], downs[:-1], topics, topics, (ups[-1], downs[-1]), bootstraps=50)
 
 
 @pytest.mark.parametrize("n_topics", [6, 14])
@@ -79,8 +80,3 @@ def test_texts_without_a_partner_count_once_and_a_topic_is_one_unit() -> None:
     parts = topic_parts(wins, Places(["a", "a", "a", "b"], ["a", "b"]))
     assert parts.shape == (2, 2)
     assert parts.mean(axis=1) == pytest.approx([7 / 8, 0.5])
-
-
-def test_few_units_flip_in_every_way() -> None:
-    assert len(np.unique(sign_flips(6, 0), axis=0)) == 64
-    assert (sign_flips(30, 0)[0] == 1).all()

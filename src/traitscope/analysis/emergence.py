@@ -13,21 +13,20 @@ from typing import Literal
 
 import numpy as np
 
+from traitscope.analysis.maximum import LEVEL, corrected_p, sign_flips, threshold
+from traitscope.analysis.resampling import expanded
+
 LEAST_TOPICS = 5
 """With fewer topics sign flips cannot reach the level: the smallest p of 4 topics is 1/16."""
-LEVEL = 0.05
 LEAST_ROOM = 0.05
-_MOST_EXACT = 12
-_DRAWS = 4000
-_BOOTSTRAPS = 1000
-_COVERAGE = (2.5, 97.5)
+_COVERAGE = 0.95
 
 Outcome = Literal["emerges", "no gain shown", "no room", "inconclusive"]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values along the checkpoints with 95 % intervals, all ``[n_checkpoints]``."""
+    """Values along the checkpoints with 95 % intervals, all ``[n_checkpoints]``; NaN ends where topics are too few."""
 
     value: np.ndarray
     low: np.ndarray
@@ -77,6 +76,7 @@ def emergence(
     words: tuple[np.ndarray, np.ndarray],
     *,
     seed: int = 0,
+    bootstraps: int = 1000,
 ) -> Emergence:
     """Find the first checkpoint that tells the poles apart better than checkpoint 0 *and* than the words.
 
@@ -84,9 +84,8 @@ def emergence(
     an AUROC is a mean of one part a topic (see ``topic_parts``), and where there is no gain, the parts at a checkpoint
     and of the other reader are exchangeable, so that the sign of a topic's difference is as good as a coin's. The
     signs of all topics are drawn anew, the same at all checkpoints; p is the share of draws whose largest gain at any
-    checkpoint is no smaller than the one found (the maximum statistic of Nichols and Holmes, "Nonparametric
-    permutation tests for functional neuroimaging", 2002). So no more than 5 % of traits without a gain have an
-    emergence anywhere. Intervals are percentiles of a bootstrap that draws whole topics.
+    checkpoint is no smaller than the one found (see ``maximum``). So no more than 5 % of traits without a gain have an
+    emergence anywhere. Intervals are expanded percentiles (see ``resampling``) of a bootstrap that draws whole topics.
 
     Args:
         positive, negative: scores ``[n_checkpoints, n_texts]``, each checkpoint's by a reader of its own.
@@ -101,8 +100,8 @@ def emergence(
     wins = comparisons(ups, downs)
     places = Places(positive_topics, negative_topics)
     parts = topic_parts(wins, places)
-    drawn = _bootstrapped(wins, places, seed)
-    flips = sign_flips(places.n_topics, seed)
+    drawn = _bootstrapped(wins, places, seed, bootstraps)
+    flips = sign_flips(places.n_topics, seed=seed)
     first, said, last = 0, len(parts) - 1, len(parts) - 1
     gains = {
         other: _gain(parts[:last], parts[other], drawn[:, :last] - drawn[:, [other]], flips) for other in (first, said)
@@ -110,11 +109,11 @@ def emergence(
     auroc = parts.mean(axis=1)
     found = _first_lasting((gains[first].p <= LEVEL) & (gains[said].p <= LEVEL))
     outcome = _outcome(places.n_topics, found, room=1 - float(max(auroc[first], auroc[said])))
-    low, high = np.percentile(drawn[:, said], _COVERAGE)
+    of_words = _curve(auroc[said:], drawn[:, said:], places.n_topics)
     return Emergence(
         n_topics=places.n_topics,
-        auroc=_curve(auroc[:last], drawn[:, :last]),
-        words=(float(auroc[said]), float(low), float(high)),
+        auroc=_curve(auroc[:last], drawn[:, :last], places.n_topics),
+        words=(float(auroc[said]), float(of_words.low[0]), float(of_words.high[0])),
         over_first=gains[first],
         over_words=gains[said],
         outcome=outcome,
@@ -165,24 +164,13 @@ def topic_parts(wins: np.ndarray, places: Places) -> np.ndarray:
     return sums * places.n_topics - wins.mean(axis=(1, 2))[:, None]
 
 
-def sign_flips(n_units: int, seed: int) -> np.ndarray:
-    """Signs ``[n_draws, n_units]``: all combinations of up to 12 units, else 4,000 of them; the first is all +1."""
-    if n_units <= _MOST_EXACT:
-        bits = (np.arange(2**n_units)[:, None] >> np.arange(n_units)) & 1
-        return 1.0 - 2.0 * bits
-    drawn = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_DRAWS, n_units))
-    drawn[0] = 1.0
-    return drawn
-
-
 def _gain(parts: np.ndarray, other: np.ndarray, drawn: np.ndarray, flips: np.ndarray) -> Gain:
     gains = parts - other
     found = gains.mean(axis=1)
     largest = (flips @ gains[1:].T / flips.shape[1]).max(axis=1)
-    # A tolerance, as sums in another order differ in their last bits and ties must count.
-    p = (largest[:, None] >= found - 1e-12).mean(axis=0)
+    p = corrected_p(found, largest)
     p[0] = 1.0
-    return Gain(_curve(found, drawn), p, float(np.quantile(largest, 1 - LEVEL, method="higher")))
+    return Gain(_curve(found, drawn, flips.shape[1]), p, threshold(largest))
 
 
 def _first_lasting(above: np.ndarray) -> int | None:
@@ -191,10 +179,10 @@ def _first_lasting(above: np.ndarray) -> int | None:
     return int(lasting[0]) if len(lasting) else None
 
 
-def _bootstrapped(wins: np.ndarray, places: Places, seed: int) -> np.ndarray:
+def _bootstrapped(wins: np.ndarray, places: Places, seed: int, bootstraps: int) -> np.ndarray:
     """AUROC ``[n_draws, n_readers]`` of topics drawn with replacement; draws that lack a pole are left out."""
     generator = np.random.default_rng(seed)
-    times = generator.multinomial(places.n_topics, np.full(places.n_topics, 1 / places.n_topics), size=_BOOTSTRAPS)
+    times = generator.multinomial(places.n_topics, np.full(places.n_topics, 1 / places.n_topics), size=bootstraps)
     ups, downs = times[:, places.positive].astype(float), times[:, places.negative].astype(float)
     there = (ups.sum(axis=1) > 0) & (downs.sum(axis=1) > 0)
     ups, downs = ups[there], downs[there]
@@ -202,6 +190,10 @@ def _bootstrapped(wins: np.ndarray, places: Places, seed: int) -> np.ndarray:
     return won / (ups.sum(axis=1) * downs.sum(axis=1))[:, None]
 
 
-def _curve(value: np.ndarray, drawn: np.ndarray) -> Curve:
-    low, high = np.percentile(drawn, _COVERAGE, axis=0)
+def _curve(value: np.ndarray, drawn: np.ndarray, n_topics: int) -> Curve:
+    if n_topics < LEAST_TOPICS:
+        nothing = np.full(len(value), np.nan)
+        return Curve(value, nothing, nothing)
+    tail = (1 - expanded(_COVERAGE, n_topics)) / 2
+    low, high = np.quantile(drawn, (tail, 1 - tail), axis=0)
     return Curve(value, low, high)
