@@ -1,5 +1,5 @@
-"""Bugs caught here: the 1/n of a softmax reported as forgetting, a growing sink reported as forgetting, a half-life that
-is not the planted one, heads that decay in noise because there are many of them."""
+"""Bugs caught here: the 1/n of a softmax reported as forgetting, a growing sink reported as forgetting, a half-life
+that is not the planted one, heads that decay in noise because there are many of them."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def heads_decay(rates: np.ndarray, *, seed: int = 0) -> list[HeadDecay]:
     known = np.nan_to_num(rates)
     lengths = np.sqrt((known**2).sum(axis=0))
     scaled = known / np.where(lengths > 0, lengths, 1.0)
-    maxima = np.abs(sign_flips(len(rates), seed=seed) @ scaled).max(axis=1)
+    maxima = np.abs(scaled.T @ sign_flips(len(rates), seed=seed).T).max(axis=0)
     p = corrected_p(np.abs(scaled.sum(axis=0)), maxima)
     return [_head_decay(column[np.isfinite(column)], float(own), seed) for column, own in zip(rates.T, p, strict=True)]
 

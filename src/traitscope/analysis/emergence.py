@@ -167,7 +167,7 @@ def topic_parts(wins: np.ndarray, places: Places) -> np.ndarray:
 def _gain(parts: np.ndarray, other: np.ndarray, drawn: np.ndarray, flips: np.ndarray) -> Gain:
     gains = parts - other
     found = gains.mean(axis=1)
-    largest = (flips @ gains[1:].T / flips.shape[1]).max(axis=1)
+    largest = (gains[1:] @ flips.T).max(axis=0) / flips.shape[1]
     p = corrected_p(found, largest)
     p[0] = 1.0
     return Gain(_curve(found, drawn, flips.shape[1]), p, threshold(largest))
