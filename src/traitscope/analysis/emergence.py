@@ -157,11 +157,11 @@ def topic_parts(wins: np.ndarray, places: Places) -> np.ndarray:
     more correlated receiver operating characteristic curves". (Half the sum would have the same mean, but half the
     spread: an AUROC moves with the draw of its positive and with that of its negative texts.)
     """
-    n_readers, n_positive, n_negative = wins.shape
-    sums = np.zeros((n_readers, places.n_topics))
-    np.add.at(sums, (slice(None), places.positive), wins.mean(axis=2) / n_positive)
-    np.add.at(sums, (slice(None), places.negative), wins.mean(axis=1) / n_negative)
-    return sums * places.n_topics - wins.mean(axis=(1, 2))[:, None]
+    _, n_positive, n_negative = wins.shape
+    of_topic = np.eye(places.n_topics)
+    won = wins.mean(axis=2) @ of_topic[places.positive] / n_positive
+    lost = wins.mean(axis=1) @ of_topic[places.negative] / n_negative
+    return (won + lost) * places.n_topics - wins.mean(axis=(1, 2))[:, None]
 
 
 def _gain(parts: np.ndarray, other: np.ndarray, drawn: np.ndarray, flips: np.ndarray) -> Gain:
