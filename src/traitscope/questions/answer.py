@@ -82,6 +82,7 @@ class Curves:
     references: tuple[Reference, ...] = ()
     marks: tuple[Reference, ...] = ()
     x_names: tuple[str, ...] | None = None
+    y_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

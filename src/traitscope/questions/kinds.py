@@ -26,7 +26,9 @@ class Kind:
         return getattr(import_module(f"traitscope.questions.{module}"), function)
 
 
-KINDS: dict[str, Kind] = {}
+KINDS: dict[str, Kind] = {
+    "commitment-point": Kind("commitment:ask_commitment", "where does a response settle on a trait?"),
+}
 
 
 def find_kind(name: str) -> Kind:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,8 @@ from traitscope.captures.reading import Run, capture_label
 from traitscope.errors import InputError, near_names
 from traitscope.questions.options import QuestionOptions
 from traitscope.suite.tokens import content_mask
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,14 @@ def _response(asked: Asked, scores: pl.DataFrame, calibration: TraitCalibration)
         tokens=tuple(scores.filter(pl.Series(content))["token"].to_list()),
         z_prompt_last=float(calibration.z(raw[in_prompt[-1]], calibration.readout, "prompt_last")),
     )
+
+
+def in_experiments(items: Sequence[Item], response: Callable[[Item], Response]) -> dict[str, list[Item]]:
+    """Items by the experiment of their response, in order."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(response(item).asked.experiment, []).append(item)
+    return groups
 
 
 def by_prompt(responses: Sequence[Response], values: Sequence[float]) -> dict[tuple[str, str], float]:

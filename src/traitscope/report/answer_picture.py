@@ -105,6 +105,8 @@ def _draw_curves(axes: Any, panel: Curves) -> None:
     if panel.x_names is not None:
         shown = np.linspace(0, len(panel.x_names) - 1, min(_MOST_NAMES, len(panel.x_names))).round().astype(int)
         axes.set_xticks(shown, [panel.x_names[tick] for tick in shown], rotation=30, ha="right")
+    if panel.y_range is not None:
+        axes.set_ylim(*panel.y_range)
     axes.set_xlabel(panel.x_label, fontsize=8.5)
     axes.set_ylabel(panel.y_label, fontsize=8.5)
     _tidy(axes, grid="y")
