@@ -28,6 +28,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "commitment-point": Kind("commitment:ask_commitment", "where does a response settle on a trait?"),
+    "drift": Kind("drift:ask_drift", "does a trait rise or fall along a response, and from turn to turn?"),
 }
 
 
