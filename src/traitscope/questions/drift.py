@@ -133,11 +133,12 @@ def _verdict(value: dict[str, Any]) -> str:
         return "inconclusive"
     if value["p_zero_adjusted"] > _LEVEL:
         return "no drift found"
-    return "rises" if value["slope"].value > 0 else "falls"
+    direction = "rises" if value["slope"].value > 0 else "falls"
+    return direction if value["p_neutral_adjusted"] <= _LEVEL else f"{direction}, like neutral"
 
 
 def _along_findings(values: Sequence[dict[str, Any]]) -> list[str]:
-    moving = [value for value in values if value["verdict"] in ("rises", "falls")]
+    moving = [value for value in values if value["verdict"].startswith(("rises", "falls"))]
     still = sum(value["verdict"] == "no drift found" for value in values)
     untold = len(values) - len(moving) - still
     sentences = [_moving(value) for value in moving]
@@ -152,10 +153,10 @@ def _along_findings(values: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _moving(value: dict[str, Any]) -> str:
-    beyond = value["p_neutral_adjusted"] <= _LEVEL
-    neutral = "which neutral replies do not" if beyond else "which cannot be told from what neutral replies do"
+    direction, _, like = value["verdict"].partition(", ")
+    neutral = "which cannot be told from what neutral replies do" if like else "which neutral replies do not"
     return (
-        f"{value['trait']}, {value['experiment']}: z {value['verdict']} by {abs(value['slope'].value):.2f} per "
+        f"{value['trait']}, {value['experiment']}: z {direction} by {abs(value['slope'].value):.2f} per "
         f"{PER_TOKENS} tokens ({shown_interval(value['slope'])}; {value['prompts']} prompts, adjusted p "
         f"{shown_p(value['p_zero_adjusted'])}), {neutral} ({value['neutral_slope'].value:+.2f})."
     )
