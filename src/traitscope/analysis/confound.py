@@ -40,8 +40,8 @@ def compare_arms(natural: np.ndarray, instructed: np.ndarray, plain: np.ndarray,
     than ``LEAST_PROMPTS`` prompts.
 
     What it cannot tell: a model that obeys the instruction and really hedges scores as high as one whose reader hears
-    the word. ``confounded`` says that the two cannot be told apart by these scores, not that the reader is wrong. Natural
-    and trivial prompts do not differ in the behaviour alone either: their topics and words differ too.
+    the word. ``confounded`` says that the two cannot be told apart by these scores, not that the reader is wrong.
+    Natural and trivial prompts do not differ in the behaviour alone either: their topics and words differ too.
     """
     pairs = ((natural, instructed), (natural, plain), (instructed, plain))
     over_instructed, over_plain, instruction = (estimate(pair, hedges_d, seed=seed) for pair in pairs)

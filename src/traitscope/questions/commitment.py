@@ -24,7 +24,15 @@ from traitscope.captures.reading import open_run
 from traitscope.errors import InputError
 from traitscope.questions.answer import Answer, AnswerTable, Curve, Curves, Plain
 from traitscope.questions.options import QuestionOptions
-from traitscope.questions.responses import Response, asked_of, by_prompt, chosen_traits, in_experiments, responses_of
+from traitscope.questions.responses import (
+    ALL,
+    Response,
+    asked_of,
+    by_prompt,
+    chosen_traits,
+    in_experiments,
+    responses_of,
+)
 from traitscope.questions.wording import shown_p, shown_share
 
 _LEVEL = 0.05
@@ -175,7 +183,11 @@ def _verdict(value: dict[str, Any]) -> str:
 
 def _findings(values: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     told = [value for value in values if value["verdict"] != "inconclusive"]
-    sentences = [_finding(value) for value in told]
+    alone = len({value["experiment"] for value in values}) == 1
+    named = [value for value in told if value["verdict"] != "no difference" or alone or value["experiment"] == ALL]
+    sentences = [_finding(value) for value in named]
+    if unnamed := len(told) - len(named):
+        sentences.append(f"{unnamed} further rows (trait and experiment) cannot be told from neutral replies.")
     if untold := len(values) - len(told):
         sentences.append(
             f"{untold} of {len(values)} rows are inconclusive: fewer than {LEAST_PROMPTS} prompts (or neutral replies) "

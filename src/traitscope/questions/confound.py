@@ -104,10 +104,10 @@ def _finding(entry: _Compared) -> str:
     if found.natural_over_instructed.low is None:
         return f"{place} ({', '.join(f'{arm} {entry.means[arm].n}' for arm in ARMS)}; {LEAST_PROMPTS} are needed)."
     instruction = found.instructed_over_plain
-    heard = instruction.low is not None and instruction.low > MARGIN
+    heard = found.verdict == "inconclusive" and instruction.low is not None and instruction.low > MARGIN
     return (
-        f"{place}{'; the instruction alone does' if heard and found.verdict == 'inconclusive' else ''}. d of natural over "
-        f"instructed {_worded(found.natural_over_instructed)}, of natural over plain "
+        f"{place}{'; the instruction alone does' if heard else ''}. d of natural over instructed "
+        f"{_worded(found.natural_over_instructed)}, of natural over plain "
         f"{_worded(found.natural_over_plain)}, of instructed over plain {_worded(instruction)}; margin {MARGIN}."
     )
 

@@ -138,9 +138,9 @@ def _slopes_table(followed: Sequence[_Followed]) -> AnswerTable:
             for entry in followed
         ),
         note=(
-            "Slope: z per unit of dose (one median norm of the state), mean over prompts. Rank: correlation of ranks of z and "
-            "dose within a prompt, likewise. 95 % by bootstrap over prompts. p: sign flips of the prompts' slopes, adjusted for all rows (Holm). z at R holds the push "
-            "itself where a pushed layer is R's or before it."
+            "Slope: z per unit of dose (one median norm of the state), mean over prompts. Rank: correlation of the "
+            "ranks of z and dose within a prompt, likewise. 95 % by bootstrap over prompts. p: sign flips of prompts' "
+            "slopes, adjusted for all rows (Holm). z at R holds the push itself where a pushed layer is R's or earlier."
         ),
     )
 
