@@ -65,14 +65,14 @@ def bootstrap_interval(
         n_resamples=draws,
         axis=-1,
         vectorized=True,
-        confidence_level=_expanded(coverage, least),
+        confidence_level=expanded(coverage, least),
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return found.low, found.high
 
 
-def _expanded(coverage: float, n: int) -> float:
+def expanded(coverage: float, n: int) -> float:
     """The level at which percentiles of the bootstrap of ``n`` values are as far apart as Student's interval."""
     from scipy.stats import norm, t
 
