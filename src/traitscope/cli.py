@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -144,17 +144,48 @@ def capture(
 
 
 @app.command()
-def status(run_dir: RunDir, as_json: AsJson = False) -> None:
-    """Say where a run stands."""
-    from traitscope.report.terminal import print_status
+def status(
+    run_dir: RunDir,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep looking until the run is complete; Ctrl-C leaves.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="With --watch: how often to look.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say where a run stands, once or while it runs."""
+    from traitscope.report.status import print_status
     from traitscope.run.status import run_status
 
+    if watch:
+        if as_json:
+            raise InputError("status: --json says it once; leave out --watch, and ask again as often as you like")
+        _watch(run_dir, every)
+        return
     found = run_status(run_dir)
     if as_json:
         print_json(found)
     else:
         print_status(stdout(), found)
-    if any(found["counts"].get(kind) for kind in ("failed", "too_long")):
+    if any(found["counts"].get(kind) for kind in ("failed", "too_long")) or not _verified(found):
+        raise typer.Exit(1)
+
+
+def _verified(found: Mapping[str, Any]) -> bool:
+    return found["verify"] is None or found["verify"]["passed"]
+
+
+def _watch(run_dir: Path, every: float) -> None:
+    """End as the run did: with exit code 1 if not all went well. Leaving early says nothing of the run."""
+    from traitscope.report.status import print_changes, show_live
+    from traitscope.run.watching import watch_run
+
+    console = stdout()
+    show = show_live if console.is_terminal else print_changes
+    try:
+        last = show(console, watch_run(run_dir, every))
+    except KeyboardInterrupt:
+        return
+    if not last["went_well"]:
         raise typer.Exit(1)
 
 

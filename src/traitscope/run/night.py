@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +27,7 @@ from traitscope.run.ceilings import measured_ceilings
 from traitscope.run.commit import remove_leftovers
 from traitscope.run.engine import GenerationTask
 from traitscope.run.estimate import Estimate, Setting, estimate
+from traitscope.run.events import EventLog
 from traitscope.run.frozen import (
     add_retry,
     freeze,
@@ -138,6 +141,7 @@ def resume_run(run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Repor
         if not missing_shards(frozen):
             reporter.say(f"run {run_dir} is complete; nothing to do")
             return
+        EventLog(run_dir).add("resume", pid=os.getpid(), host=socket.gethostname())
         cost = SessionCost()
         with cost.timed("loading"):
             reporter.say(f"loading {frozen.source.name}")

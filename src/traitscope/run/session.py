@@ -25,11 +25,13 @@ from traitscope.run.batching import rows_that_fit, run_prefix
 from traitscope.run.ceilings import measured_ceilings
 from traitscope.run.commit import commit_shard, write_json
 from traitscope.run.engine import Engine, GenerationTask
+from traitscope.run.events import EventLog
 from traitscope.run.frozen import FrozenRun, too_long_outcome
+from traitscope.run.heartbeat import Heartbeat
 from traitscope.run.interruption import Interrupted, Interruption, listening
-from traitscope.run.memory import free_memory, peak_device_memory_bytes, total_memory
+from traitscope.run.memory import free_memory, held_bytes, peak_device_memory_bytes, total_memory
 from traitscope.run.pace import Pace
-from traitscope.run.progress import EventLog, Reporter
+from traitscope.run.progress import Reporter
 from traitscope.run.tables import Outcome, shard_internals, shard_tables
 from traitscope.run.utilisation import Utilisation, advice, utilisation
 from traitscope.run.writer import ShardWriter
@@ -107,8 +109,9 @@ class Session:
         ended_by = "error"
         try:
             with listening(self._reporter.say, self._resume_hint) as interruption, self._reporter:
-                self._begin_progress(missing)
-                self._run_shards(missing, interruption)
+                heartbeat = self._begin_progress(missing)
+                self._run_shards(missing, interruption, heartbeat)
+                heartbeat.beat()
             self._verify()
             ended_by = "finished"
         except Interrupted:
@@ -121,7 +124,7 @@ class Session:
             self._note(ended_by)
             self._events.add("session_end", ended_by=ended_by)
 
-    def _begin_progress(self, missing: Sequence[int]) -> None:
+    def _begin_progress(self, missing: Sequence[int]) -> Heartbeat:
         def tokens(numbers: Sequence[int]) -> int:
             return sum(
                 self._frozen.tasks[generation].most_response_tokens
@@ -131,18 +134,24 @@ class Session:
             )
 
         total = tokens(range(len(self._frozen.shards)))
-        self._reporter.begin("generating", total, "tokens", done=total - tokens(missing))
+        done = total - tokens(missing)
+        self._reporter.begin("generating", total, "tokens", done=done)
+        return Heartbeat(self._events, total=total, done=done, memory=held_bytes)
 
-    def _run_shards(self, missing: Sequence[int], interruption: Interruption) -> None:
+    def _run_shards(self, missing: Sequence[int], interruption: Interruption, heartbeat: Heartbeat) -> None:
+        def on_tokens(count: int) -> None:
+            self._reporter.advance(count)
+            heartbeat.tokens(count)
+
         engine = Engine(
             self._model,
             self._frozen.vectors,
             run_prefix=run_prefix(self._frozen.tasks.values()),
-            on_tokens=self._reporter.advance,
+            on_tokens=on_tokens,
         )
         with ShardWriter() as writer:
             for number in missing:
-                outcomes = self._generate(number, engine)
+                outcomes = self._generate(number, engine, heartbeat)
                 writer.write(
                     lambda number=number, outcomes=outcomes: self._commit(number, outcomes),  # type: ignore[misc]
                     lambda number=number, outcomes=outcomes: self._committed(number, outcomes),  # type: ignore[misc]
@@ -152,7 +161,7 @@ class Session:
                     self._stop_if_any_is_left()
             writer.finish()
 
-    def _generate(self, number: int, engine: Engine) -> list[Outcome]:
+    def _generate(self, number: int, engine: Engine, heartbeat: Heartbeat) -> list[Outcome]:
         shard, tasks = self._frozen.shards[number], self._frozen.tasks
         outcomes = [too_long_outcome(tasks[g], self._model.context_length) for g in shard.too_long]
         before = self._model.meter.work()
@@ -162,7 +171,9 @@ class Session:
                 finished = engine.run_batch(asked)
                 n_generated = _n_generated(finished)
                 self._cost.generated_tokens += n_generated
-                self._reporter.advance(max(0, sum(task.most_response_tokens for task in asked) - n_generated))
+                work = sum(task.most_response_tokens for task in asked)
+                self._reporter.advance(max(0, work - n_generated))
+                heartbeat.batch(work)
                 outcomes += finished
             self._cost.work += self._model.meter.work() - before
         return outcomes
@@ -187,6 +198,7 @@ class Session:
 
     def _verify(self) -> None:
         """Prove some generations while the model is there."""
+        self._events.add("verifying")
         with self._cost.timed("verifying"):
             try:
                 self._cost.verdict = verify_run(self._frozen.run_dir, self._model, sample=_VERIFIED_GENERATIONS)
