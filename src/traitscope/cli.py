@@ -28,6 +28,7 @@ from traitscope.errors import InputError, TraitscopeError
 
 if TYPE_CHECKING:
     from traitscope.run.prepare import Prepared
+    from traitscope.run.tracking import Tracking
     from traitscope.suite.file import LoadedSuite
 
 app = typer.Typer(
@@ -65,9 +66,13 @@ def run(
     retime: Annotated[bool, typer.Option(help="Time the model anew instead of trusting its remembered pace.")] = False,
     allow_foreign: AllowForeign = False,
     trust_remote_code: TrustRemoteCode = False,
+    track: Annotated[
+        str | None, typer.Option(metavar="TRACKER", help="Tell a tracker: trackio, wandb or module:object.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a suite in one pass, or go on with a run."""
+    tracking = _tracking(track)
     width = _auto_or_number("--batch-size", batch_size)
     per_shard = _auto_or_number("--shard-size", shard_size)
     if resume is not None:
@@ -75,8 +80,9 @@ def run(
             raise InputError(
                 "--batch-size, --shard-size, --dry-run and --retime do not go with --resume: the run is frozen"
             )
-        _resume(resume, suite, model, max_new_tokens, device, dtype, retry_failed=retry_failed, deep=deep)
-        _finish(resume, as_json)
+        with tracking:
+            _resume(resume, suite, model, max_new_tokens, device, dtype, tracking, retry_failed=retry_failed, deep=deep)
+            _finish(resume, as_json, tracking)
         return
     if retry_failed or deep:
         raise InputError("--retry-failed and --deep need --resume RUN_DIR")
@@ -85,8 +91,17 @@ def run(
         _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code), width, as_json)
         return
     prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code)
-    run_dir = _start(prepared, out, batch_size=width, shard_size=per_shard, allow_foreign=allow_foreign, retime=retime)
-    _finish(run_dir, as_json)
+    with tracking:
+        run_dir = _start(
+            prepared,
+            out,
+            batch_size=width,
+            shard_size=per_shard,
+            allow_foreign=allow_foreign,
+            retime=retime,
+            tracking=tracking,
+        )
+        _finish(run_dir, as_json, tracking)
 
 
 @app.command()
@@ -289,6 +304,7 @@ def _start(
     shard_size: int | None,
     allow_foreign: bool,
     retime: bool = False,
+    tracking: Tracking | None = None,
 ) -> Path:
     with _quick_imports():
         from traitscope.run.night import start_run
@@ -304,7 +320,14 @@ def _start(
         allow_foreign=allow_foreign,
         reporter=default_reporter(),
         retime=retime,
+        tracking=tracking,
     )
+
+
+def _tracking(reference: str | None) -> Tracking:
+    from traitscope.run.tracking import Tracking, find_tracker
+
+    return Tracking(None if reference is None else find_tracker(reference))
 
 
 def _resume(
@@ -314,6 +337,7 @@ def _resume(
     max_new_tokens: int | None,
     device: str,
     dtype: str,
+    tracking: Tracking,
     *,
     retry_failed: bool,
     deep: bool,
@@ -323,18 +347,21 @@ def _resume(
     from traitscope.run.same_inputs import refuse_other_inputs
 
     refuse_other_inputs(run_dir, suite=suite, model=model, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
-    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=default_reporter())
+    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=default_reporter(), tracking=tracking)
 
 
-def _finish(run_dir: Path, as_json: bool) -> None:
+def _finish(run_dir: Path, as_json: bool, tracking: Tracking | None = None) -> None:
     from traitscope.captures.summaries import run_summary, went_well
     from traitscope.report.terminal import print_summary
+    from traitscope.run.shard_metrics import summary_metrics
 
     summary = run_summary(run_dir)
     if as_json:
         print_json(summary)
     else:
         print_summary(stdout(), summary)
+    if tracking is not None:
+        tracking.summary(lambda: summary_metrics(summary))
     if not went_well(summary):
         raise typer.Exit(1)
 

@@ -44,6 +44,7 @@ from traitscope.run.prepare import Prepared
 from traitscope.run.progress import Reporter, stage
 from traitscope.run.reload import model_of_run
 from traitscope.run.session import Session, SessionCost, missing_shards
+from traitscope.run.tracking import Tracking
 from traitscope.traits.store import bank_of, vectors_for
 from traitscope.traits.vectors import TraitVectors
 from traitscope.units import human_seconds
@@ -64,11 +65,12 @@ def start_run(
     reporter: Reporter,
     model: LanguageModel | None = None,
     retime: bool = False,
+    tracking: Tracking | None = None,
 ) -> Path:
     """Run a prepared suite in a new run directory, which is returned.
 
     ``model`` is the suite's model where it is in memory already; else it is loaded. ``retime`` times it anew
-    instead of trusting a pace that was measured, say, while the machine was busy.
+    instead of trusting a pace that was measured, say, while the machine was busy. ``tracking`` is told of every shard.
 
     Raises:
         InputError, RunError, Interrupted: each message says what is safe and how to go on.
@@ -118,11 +120,13 @@ def start_run(
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)  # it holds nothing that was captured
             raise
-        Session(read_frozen(run_dir), model, cost, reporter).run_missing_shards()
+        Session(read_frozen(run_dir), model, cost, reporter, tracking).run_missing_shards()
     return run_dir
 
 
-def resume_run(run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Reporter) -> None:
+def resume_run(
+    run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Reporter, tracking: Tracking | None = None
+) -> None:
     """Go on with a run: check what is committed, remove leftovers, run the shards that are missing.
 
     Raises:
@@ -147,7 +151,7 @@ def resume_run(run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Repor
             reporter.say(f"loading {frozen.source.name}")
             model = model_of_run(run_dir)
             cost.model_loads += 1
-        Session(frozen, model, cost, reporter).run_missing_shards()
+        Session(frozen, model, cost, reporter, tracking).run_missing_shards()
 
 
 def failed_generations(run_dir: Path) -> list[str]:

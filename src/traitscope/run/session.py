@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from traitscope.captures.files import committed_shards, read_sessions
+from traitscope.captures.reading import open_run
 from traitscope.errors import InputError, RunError
 from traitscope.memory import peak_resident_bytes
 from traitscope.model.facts import facts_of_module
@@ -32,7 +33,9 @@ from traitscope.run.interruption import Interrupted, Interruption, listening
 from traitscope.run.memory import free_memory, held_bytes, peak_device_memory_bytes, total_memory
 from traitscope.run.pace import Pace
 from traitscope.run.progress import Reporter
+from traitscope.run.shard_metrics import shard_metrics, tracked_config
 from traitscope.run.tables import Outcome, shard_internals, shard_tables
+from traitscope.run.tracking import Tracking
 from traitscope.run.utilisation import Utilisation, advice, utilisation
 from traitscope.run.writer import ShardWriter
 from traitscope.verify.verdict import Verdict, verify_run
@@ -86,13 +89,22 @@ def missing_shards(frozen: FrozenRun) -> list[int]:
 class Session:
     """One process at work on a run that it holds the lock of."""
 
-    def __init__(self, frozen: FrozenRun, model: LanguageModel, cost: SessionCost, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        frozen: FrozenRun,
+        model: LanguageModel,
+        cost: SessionCost,
+        reporter: Reporter,
+        tracking: Tracking | None = None,
+    ) -> None:
         self._frozen = frozen
         self._model = model
         model.linears.wanted = frozen.packed_linears
         self._cost = cost
         self._cost.seconds.setdefault("writing", 0.0)  # added to by the writing thread
         self._reporter = reporter
+        self._tracking = tracking or Tracking()
+        self._statuses: dict[str, str] = {}
         self._events = EventLog(frozen.run_dir)
         self._earlier = _earlier_sessions(frozen.run_dir)
         self._resume_hint = f"Go on with: traitscope run --resume {frozen.run_dir}"
@@ -106,6 +118,7 @@ class Session:
         missing = missing_shards(self._frozen)
         self._events.add("session", shards=len(missing), pid=os.getpid(), host=socket.gethostname())
         self._note("running")
+        self._begin_tracking()
         ended_by = "error"
         try:
             with listening(self._reporter.say, self._resume_hint) as interruption, self._reporter:
@@ -137,6 +150,13 @@ class Session:
         done = total - tokens(missing)
         self._reporter.begin("generating", total, "tokens", done=done)
         return Heartbeat(self._events, total=total, done=done, memory=held_bytes)
+
+    def _begin_tracking(self) -> None:
+        if self._tracking.wanted:
+            run_dir = self._frozen.run_dir
+            generations = open_run(run_dir).generations.select("generation", "status").collect()
+            self._statuses = dict(generations.iter_rows())
+            self._tracking.begin(run_dir.name, tracked_config(self._frozen), step=len(committed_shards(run_dir)))
 
     def _run_shards(self, missing: Sequence[int], interruption: Interruption, heartbeat: Heartbeat) -> None:
         def on_tokens(count: int) -> None:
@@ -195,6 +215,8 @@ class Session:
         self._events.add("shard", shard=number, statuses=dict(Counter(outcome.status for outcome in outcomes)))
         self._reporter.note(f"{number + 1} of {len(self._frozen.shards)} shards committed")
         self._note("running")
+        self._statuses |= {outcome.generation: outcome.status for outcome in outcomes}
+        self._tracking.shard(lambda: shard_metrics(self._frozen, outcomes, self._statuses, held_bytes()))
 
     def _verify(self) -> None:
         """Prove some generations while the model is there."""
