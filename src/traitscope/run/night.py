@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+<<<<<<< HEAD
 from collections.abc import Callable, Sequence
+=======
+import socket
+from collections.abc import Sequence
+>>>>>>> w-status
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +31,7 @@ from traitscope.run.ceilings import measured_ceilings
 from traitscope.run.commit import remove_leftovers
 from traitscope.run.engine import GenerationTask
 from traitscope.run.estimate import Estimate, Setting, estimate
+from traitscope.run.events import EventLog
 from traitscope.run.frozen import (
     add_retry,
     freeze,
@@ -41,6 +48,7 @@ from traitscope.run.prepare import Prepared
 from traitscope.run.progress import Reporter, stage
 from traitscope.run.reload import model_of_run
 from traitscope.run.session import Session, SessionCost, missing_shards
+from traitscope.run.tracking import Tracking
 from traitscope.traits.store import bank_of, vectors_for
 from traitscope.traits.vectors import TraitVectors
 from traitscope.units import human_seconds
@@ -61,13 +69,21 @@ def start_run(
     reporter: Reporter,
     model: LanguageModel | None = None,
     retime: bool = False,
+<<<<<<< HEAD
     on_end: Callable[[Path], None] = lambda _run_dir: None,
+=======
+    tracking: Tracking | None = None,
+>>>>>>> w-status
 ) -> Path:
     """Run a prepared suite in a new run directory, which is returned.
 
     ``model`` is the suite's model where it is in memory already; else it is loaded. ``retime`` times it anew
+<<<<<<< HEAD
     instead of trusting a pace that was measured, say, while the machine was busy. ``on_end`` is called with the run
     directory when the work ends, however it ends.
+=======
+    instead of trusting a pace that was measured, say, while the machine was busy. ``tracking`` is told of every shard.
+>>>>>>> w-status
 
     Raises:
         InputError, RunError, Interrupted: each message says what is safe and how to go on.
@@ -117,20 +133,28 @@ def start_run(
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)  # it holds nothing that was captured
             raise
+<<<<<<< HEAD
         try:
             Session(read_frozen(run_dir), model, cost, reporter).run_missing_shards()
         finally:
             on_end(run_dir)
+=======
+        Session(read_frozen(run_dir), model, cost, reporter, tracking).run_missing_shards()
+>>>>>>> w-status
     return run_dir
 
 
 def resume_run(
+<<<<<<< HEAD
     run_dir: Path,
     *,
     retry_failed: bool,
     deep: bool,
     reporter: Reporter,
     on_end: Callable[[Path], None] = lambda _run_dir: None,
+=======
+    run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Reporter, tracking: Tracking | None = None
+>>>>>>> w-status
 ) -> None:
     """Go on with a run: check what is committed, remove leftovers, run the shards that are missing.
 
@@ -152,15 +176,20 @@ def resume_run(
         if not missing_shards(frozen):
             reporter.say(f"run {run_dir} is complete; nothing to do")
             return
+        EventLog(run_dir).add("resume", pid=os.getpid(), host=socket.gethostname())
         cost = SessionCost()
         with cost.timed("loading"):
             reporter.say(f"loading {frozen.source.name}")
             model = model_of_run(run_dir)
             cost.model_loads += 1
+<<<<<<< HEAD
         try:
             Session(frozen, model, cost, reporter).run_missing_shards()
         finally:
             on_end(run_dir)
+=======
+        Session(frozen, model, cost, reporter, tracking).run_missing_shards()
+>>>>>>> w-status
 
 
 def failed_generations(run_dir: Path) -> list[str]:
