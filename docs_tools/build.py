@@ -17,7 +17,8 @@ def main() -> int:
     write_notebook_page(ROOT / "examples" / "first_look.ipynb", ROOT / "docs")
     problems = navigation_problems(ROOT / "mkdocs.yml")
     if not problems:
-        built = subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=ROOT, check=False)
+        command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+        built = subprocess.run(command, cwd=ROOT, check=False)
         problems = ["zensical found problems"] if built.returncode else site_problems(ROOT / "site")
     for problem in problems:
         print(f"docs: {problem}", file=sys.stderr)

@@ -442,6 +442,14 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of suite files, for editors."""
+    from traitscope.suite.file import suite_schema
+
+    print_json(suite_schema())
+
+
 def main() -> None:
     """Run the command line; errors that a user can mend are one line on stderr."""
     warnings = logging.StreamHandler(sys.stderr)
