@@ -19,5 +19,5 @@ def write_notebook_page(notebook: Path, docs: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
     page = docs / f"{name}.md"
-    page.write_text(body, encoding="utf-8")
+    page.write_text(body.replace("![png]", "![What the code above draws]"), encoding="utf-8")
     return page
