@@ -35,6 +35,11 @@ class TraitCalibration:
         row = self.checkpoints.index(checkpoint)
         return (scores - self.mean[region][row]) / self.std[region][row]
 
+    def raw(self, z: np.ndarray, checkpoint: str, region: str = "response_token") -> np.ndarray:
+        """Scores that ``z`` was made of."""
+        row = self.checkpoints.index(checkpoint)
+        return z * self.std[region][row] + self.mean[region][row]
+
 
 def read_calibration(path: Path) -> TraitCalibration:
     """Read the calibration of a vector file.

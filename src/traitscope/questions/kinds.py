@@ -1,0 +1,51 @@
+"""The registry of questions; the module of a kind is imported when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from traitscope.errors import InputError, near_names
+from traitscope.questions.answer import Answer
+from traitscope.questions.options import QuestionOptions
+
+Question = Callable[[Path, QuestionOptions], Answer]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where a question lives, as ``module:function``, and what it asks in one line."""
+
+    place: str
+    asks: str
+
+    def load(self) -> Question:
+        module, function = self.place.split(":")
+        return getattr(import_module(f"traitscope.questions.{module}"), function)
+
+
+KINDS: dict[str, Kind] = {
+    "commitment-point": Kind("commitment:ask_commitment", "where does a response settle on a trait?"),
+}
+
+
+def find_kind(name: str) -> Kind:
+    """The kind called ``name``.
+
+    Raises:
+        InputError: there is none; near names are offered.
+    """
+    if name not in KINDS:
+        raise InputError(f"--kind {name!r} is unknown; {near_names(name, KINDS)}")
+    return KINDS[name]
+
+
+def answer_question(kind: str, run_dir: Path, options: QuestionOptions) -> Answer:
+    """Ask a run a question.
+
+    Raises:
+        InputError: unknown kind, not a run directory, or a run that lacks what the question needs.
+    """
+    return find_kind(kind).load()(run_dir, options)
