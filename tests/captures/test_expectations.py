@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from nights import run_suite, write_suite
-from traitscope.captures.calibration import TraitCalibration
 from traitscope.analysis.resampling import LEAST_PROMPTS
+from traitscope.captures.calibration import TraitCalibration
 from traitscope.captures.expectations import Expectation, scored_expectations
 from traitscope.captures.reading import Run, frame_of
 from traitscope.captures.schema import CAPTURES, GENERATIONS, shard_schema

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from conftest import SCENARIOS
 from nights import run_suite, write_suite
+from tiny_models import SCENARIOS
 from traitscope.captures.files import done_file
 from traitscope.captures.reading import Run, open_run
 from traitscope.captures.responses import mean_z

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from traitscope.analysis.superposition import RandomCosine
 from traitscope.report.card import leading_figure
-from traitscope.traits.comparison import RandomCosine
 
 
 def described_traits(run_dir: Path, traits: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
