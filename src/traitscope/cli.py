@@ -328,11 +328,8 @@ def _start(
         allow_foreign=allow_foreign,
         reporter=default_reporter(),
         retime=retime,
-<<<<<<< HEAD
         on_end=report_at_end,
-=======
         tracking=tracking,
->>>>>>> w-status
     )
 
 
@@ -359,12 +356,15 @@ def _resume(
     from traitscope.run.same_inputs import refuse_other_inputs
 
     refuse_other_inputs(run_dir, suite=suite, model=model, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
-<<<<<<< HEAD
     reporter = default_reporter()
-    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=reporter, on_end=report_at_end)
-=======
-    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=default_reporter(), tracking=tracking)
->>>>>>> w-status
+    resume_run(
+        run_dir,
+        retry_failed=retry_failed,
+        deep=deep,
+        reporter=reporter,
+        tracking=tracking,
+        on_end=report_at_end,
+    )
 
 
 def _finish(run_dir: Path, as_json: bool, tracking: Tracking | None = None) -> None:
@@ -515,6 +515,14 @@ def verify(
         print_verdict(stdout(), verdict.described())
     if not verdict.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of suite files, for editors."""
+    from traitscope.suite.file import suite_schema
+
+    print_json(suite_schema())
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from traitscope.report.terminal import one_line
+from traitscope.report.text import one_line
 from traitscope.report.verification import print_conclusion
 from traitscope.units import human_bytes, human_seconds
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-<<<<<<< HEAD
-from collections.abc import Callable, Sequence
-=======
 import socket
-from collections.abc import Sequence
->>>>>>> w-status
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -69,21 +65,14 @@ def start_run(
     reporter: Reporter,
     model: LanguageModel | None = None,
     retime: bool = False,
-<<<<<<< HEAD
-    on_end: Callable[[Path], None] = lambda _run_dir: None,
-=======
     tracking: Tracking | None = None,
->>>>>>> w-status
+    on_end: Callable[[Path], None] = lambda _run_dir: None,
 ) -> Path:
     """Run a prepared suite in a new run directory, which is returned.
 
     ``model`` is the suite's model where it is in memory already; else it is loaded. ``retime`` times it anew
-<<<<<<< HEAD
-    instead of trusting a pace that was measured, say, while the machine was busy. ``on_end`` is called with the run
-    directory when the work ends, however it ends.
-=======
-    instead of trusting a pace that was measured, say, while the machine was busy. ``tracking`` is told of every shard.
->>>>>>> w-status
+    instead of trusting a pace that was measured, say, while the machine was busy. ``tracking`` is told of every shard;
+    ``on_end`` is called with the run directory when the work ends, however it ends.
 
     Raises:
         InputError, RunError, Interrupted: each message says what is safe and how to go on.
@@ -133,28 +122,21 @@ def start_run(
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)  # it holds nothing that was captured
             raise
-<<<<<<< HEAD
         try:
-            Session(read_frozen(run_dir), model, cost, reporter).run_missing_shards()
+            Session(read_frozen(run_dir), model, cost, reporter, tracking).run_missing_shards()
         finally:
             on_end(run_dir)
-=======
-        Session(read_frozen(run_dir), model, cost, reporter, tracking).run_missing_shards()
->>>>>>> w-status
     return run_dir
 
 
 def resume_run(
-<<<<<<< HEAD
     run_dir: Path,
     *,
     retry_failed: bool,
     deep: bool,
     reporter: Reporter,
+    tracking: Tracking | None = None,
     on_end: Callable[[Path], None] = lambda _run_dir: None,
-=======
-    run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Reporter, tracking: Tracking | None = None
->>>>>>> w-status
 ) -> None:
     """Go on with a run: check what is committed, remove leftovers, run the shards that are missing.
 
@@ -182,14 +164,10 @@ def resume_run(
             reporter.say(f"loading {frozen.source.name}")
             model = model_of_run(run_dir)
             cost.model_loads += 1
-<<<<<<< HEAD
         try:
-            Session(frozen, model, cost, reporter).run_missing_shards()
+            Session(frozen, model, cost, reporter, tracking).run_missing_shards()
         finally:
             on_end(run_dir)
-=======
-        Session(frozen, model, cost, reporter, tracking).run_missing_shards()
->>>>>>> w-status
 
 
 def failed_generations(run_dir: Path) -> list[str]:

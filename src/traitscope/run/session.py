@@ -17,12 +17,8 @@ import torch
 
 from traitscope.attribution.opened import write_opened_writes
 from traitscope.captures.files import committed_shards, read_sessions
-<<<<<<< HEAD
-from traitscope.errors import InputError, RunError, one_line_of
-=======
 from traitscope.captures.reading import open_run
-from traitscope.errors import InputError, RunError
->>>>>>> w-status
+from traitscope.errors import InputError, RunError, one_line_of
 from traitscope.memory import peak_resident_bytes
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
