@@ -27,6 +27,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
+    "emergence": Kind("emergence:ask_emergence", "from where on can a trait be read beyond embeddings and words?"),
     "commitment-point": Kind("commitment:ask_commitment", "where does a response settle on a trait?"),
 }
 
