@@ -24,6 +24,7 @@ from traitscope.cli_options import (
     print_json,
     stdout,
 )
+from traitscope.cli_report import report, report_at_end
 from traitscope.cli_traits import traits_app
 from traitscope.errors import InputError, TraitscopeError
 
@@ -41,8 +42,10 @@ app = typer.Typer(
 )
 app.add_typer(traits_app, name="traits")
 app.command()(analyse)
+app.command()(report)
 
 _DEFAULT_SUITE = "overnight"
+_SUITE_HELP = "A suite file, or a built-in suite (overnight, medium, full, confound)."
 _DEFAULT_OUT = Path("runs")
 
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest response, in every experiment.")]
@@ -52,7 +55,7 @@ RunDir = Annotated[Path, typer.Argument(help="A run directory.")]
 
 @app.command()
 def run(
-    suite: Annotated[str | None, typer.Argument(help="A suite file, or a built-in suite (overnight).")] = None,
+    suite: Annotated[str | None, typer.Argument(help=_SUITE_HELP)] = None,
     model: Model = None,
     out: Out = _DEFAULT_OUT,
     device: Device = "auto",
@@ -93,7 +96,7 @@ def run(
 
 @app.command()
 def plan(
-    suite: Annotated[str, typer.Argument(help="A suite file, or a built-in suite.")] = _DEFAULT_SUITE,
+    suite: Annotated[str, typer.Argument(help=_SUITE_HELP)] = _DEFAULT_SUITE,
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -163,11 +166,14 @@ def status(run_dir: RunDir, as_json: AsJson = False) -> None:
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(help="Where the files go; it must not hold a suite yet.")],
+    suite: Annotated[
+        str, typer.Option(help="Which built-in suite: overnight, medium, full or confound.")
+    ] = _DEFAULT_SUITE,
 ) -> None:
-    """Write the built-in suite and its prompt files, to edit."""
+    """Write a built-in suite and its prompt files, to edit."""
     from traitscope.suite.file import built_in_suite_folder
 
-    source = built_in_suite_folder(_DEFAULT_SUITE)
+    source = built_in_suite_folder(suite)
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
     if standing := [file for file in files if (directory / file).exists()]:
         raise InputError(f"{directory}: {standing[0]} exists already there; choose another directory")
@@ -275,6 +281,7 @@ def _start(
         allow_foreign=allow_foreign,
         reporter=default_reporter(),
         retime=retime,
+        on_end=report_at_end,
     )
 
 
@@ -294,7 +301,8 @@ def _resume(
     from traitscope.run.same_inputs import refuse_other_inputs
 
     refuse_other_inputs(run_dir, suite=suite, model=model, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
-    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=default_reporter())
+    reporter = default_reporter()
+    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=reporter, on_end=report_at_end)
 
 
 def _finish(run_dir: Path, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 
-from conftest import SCENARIOS
+from tiny_models import SCENARIOS
 from traitscope.captures.files import committed_shards, internals_file, shard_file
 from traitscope.captures.schema import SHARD_TABLES
 from traitscope.run.night import start_run

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from conftest import SCENARIOS
+from tiny_models import SCENARIOS
 from traitscope.model.loading import LanguageModel
 from traitscope.report.comparison import print_comparison
 from traitscope.report.comparison_picture import save_picture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import SCENARIOS
+from tiny_models import SCENARIOS
 from traitscope.errors import InputError
 from traitscope.model.decode import decode
 from traitscope.model.loading import LanguageModel

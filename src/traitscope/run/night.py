@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -61,11 +61,13 @@ def start_run(
     reporter: Reporter,
     model: LanguageModel | None = None,
     retime: bool = False,
+    on_end: Callable[[Path], None] = lambda _run_dir: None,
 ) -> Path:
     """Run a prepared suite in a new run directory, which is returned.
 
     ``model`` is the suite's model where it is in memory already; else it is loaded. ``retime`` times it anew
-    instead of trusting a pace that was measured, say, while the machine was busy.
+    instead of trusting a pace that was measured, say, while the machine was busy. ``on_end`` is called with the run
+    directory when the work ends, however it ends.
 
     Raises:
         InputError, RunError, Interrupted: each message says what is safe and how to go on.
@@ -115,12 +117,24 @@ def start_run(
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)  # it holds nothing that was captured
             raise
-        Session(read_frozen(run_dir), model, cost, reporter).run_missing_shards()
+        try:
+            Session(read_frozen(run_dir), model, cost, reporter).run_missing_shards()
+        finally:
+            on_end(run_dir)
     return run_dir
 
 
-def resume_run(run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Reporter) -> None:
+def resume_run(
+    run_dir: Path,
+    *,
+    retry_failed: bool,
+    deep: bool,
+    reporter: Reporter,
+    on_end: Callable[[Path], None] = lambda _run_dir: None,
+) -> None:
     """Go on with a run: check what is committed, remove leftovers, run the shards that are missing.
+
+    ``on_end`` is called with the run directory when that work ends, however it ends.
 
     Raises:
         InputError: another process holds the run, its inputs changed, or the model is another one.
@@ -143,7 +157,10 @@ def resume_run(run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Repor
             reporter.say(f"loading {frozen.source.name}")
             model = model_of_run(run_dir)
             cost.model_loads += 1
-        Session(frozen, model, cost, reporter).run_missing_shards()
+        try:
+            Session(frozen, model, cost, reporter).run_missing_shards()
+        finally:
+            on_end(run_dir)
 
 
 def failed_generations(run_dir: Path) -> list[str]:

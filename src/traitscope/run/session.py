@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from traitscope.attribution.opened import write_opened_writes
 from traitscope.captures.files import committed_shards, read_sessions
-from traitscope.errors import InputError, RunError
+from traitscope.errors import InputError, RunError, one_line_of
 from traitscope.memory import peak_resident_bytes
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
@@ -110,6 +111,7 @@ class Session:
                 self._begin_progress(missing)
                 self._run_shards(missing, interruption)
             self._verify()
+            self._split_open_layers()
             ended_by = "finished"
         except Interrupted:
             ended_by = "interrupted"
@@ -192,6 +194,14 @@ class Session:
                 self._cost.verdict = verify_run(self._frozen.run_dir, self._model, sample=_VERIFIED_GENERATIONS)
             except InputError as error:  # no limits are known for this dtype
                 self._reporter.say(f"not verified: {error}")
+
+    def _split_open_layers(self) -> None:
+        """Keep who wrote the traits in the open layers, while the model is there."""
+        with self._cost.timed("splitting"):
+            try:
+                write_opened_writes(self._frozen, self._model)
+            except (OSError, RuntimeError) as error:  # what was captured is safe and does not need it
+                self._reporter.say(f"open layers not split up for the report: {one_line_of(error)}")
 
     def _stop_if_any_is_left(self) -> None:
         if left := len(missing_shards(self._frozen)):

@@ -17,7 +17,7 @@ from traitscope.suite.layers import LayerSpec, layer_spec_problem
 from traitscope.tensor_names import TENSORS, TensorName
 from traitscope.yaml_file import Model, read_model
 
-BUILT_IN_SUITES = ("overnight",)
+BUILT_IN_SUITES = ("overnight", "medium", "full", "confound")
 BASE_TEMPLATE = "{prompt}\n\n"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -152,7 +152,7 @@ class Experiment(_Shared):
     name: str
     prompts: str | list[str | PromptItem]
     generation: GenerationOverrides = GenerationOverrides()
-    expect: dict[str, Literal["high", "low"]] = {}
+    expect: dict[str, Literal["high", "low"]] = Field({}, description="side of neutral where a trait's mean should lie")
     capture: Capture = Capture()
     steer: Steer | None = Field(None, description="push the stream along a trait's steerer while generating")
 
@@ -252,7 +252,13 @@ def checked(model: type[Model], values: Any, where: str) -> Model:
 
 
 def built_in_suite_folder(name: str) -> Path:
-    """The folder with a built-in suite's files."""
+    """The folder with a built-in suite's files.
+
+    Raises:
+        InputError: there is no built-in suite of that name.
+    """
+    if name not in BUILT_IN_SUITES:
+        raise InputError(f"suite {name}: no built-in suite; {near_names(name, BUILT_IN_SUITES)}")
     return Path(str(resources.files("traitscope.suite") / "builtin" / name))
 
 

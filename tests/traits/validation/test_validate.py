@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SCENARIOS
+from tiny_models import SCENARIOS
 from traitscope.analysis.effect_size import auroc, cohens_d
 from traitscope.errors import InputError
 from traitscope.model.loading import LanguageModel

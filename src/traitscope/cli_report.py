@@ -1,0 +1,47 @@
+"""The command ``traitscope report``, and the report that a run leaves."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from traitscope.errors import InputError, one_line_of
+from traitscope.units import human_bytes, human_seconds
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory, finished or not.")],
+    everything: Annotated[bool, typer.Option("--all", help="Hold every prompt with every layer.")] = False,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Hold these: experiment/prompt_id with * and ?, or an id; may be given again."
+        ),
+    ] = None,
+) -> None:
+    """Write a run's report.html anew: one file that needs no network."""
+    if everything and select:
+        raise InputError("report: give --all or --select, not both")
+    typer.echo(_written(run_dir, everything, tuple(select or ())))
+
+
+def report_at_end(run_dir: Path) -> None:
+    """Write the report of a run that just ended. Whatever goes wrong with it, the run is what it was."""
+    try:
+        typer.echo(_written(run_dir, False, ()), err=True)
+    except Exception as error:
+        hint = f"try it again with: traitscope report {run_dir}"
+        typer.echo(f"the report could not be written: {one_line_of(error)}; {hint}", err=True)
+
+
+def _written(run_dir: Path, everything: bool, patterns: tuple[str, ...]) -> str:
+    started = time.perf_counter()
+    from traitscope.report.page.build import write_report
+    from traitscope.report.page.selection import Selection
+
+    path = write_report(run_dir, Selection(everything, patterns))
+    size, spent = human_bytes(path.stat().st_size), human_seconds(time.perf_counter() - started)
+    return f"report: {path} ({size}, written in {spent})"
