@@ -249,10 +249,10 @@ def _table(heads: Sequence[_Head]) -> AnswerTable:
         rows=tuple(_row(head) for head in heads),
         note=(
             "Head: layer.head. On the first: mean share of attention on the first position or a sink, which is "
-            f"left out. At the start: relative attention of the response's first {_BEGINNING} tokens, 1 for an even split. "
-            "Half-life: tokens, with its 95 % interval (bootstrap over prompts); ≥: no decay was shown, and none "
-            "faster than this is in the interval. p: sign flips of prompts, corrected for all heads; where every head splits evenly, at "
-            "most 5 % of runs show any head that decays or grows."
+            f"left out. At the start: relative attention of the response's first {_BEGINNING} tokens, 1 for an even "
+            "split. Half-life: tokens, with its 95 % interval (bootstrap over prompts); ≥: no decay was shown, and "
+            "none faster than this is in the interval. p: sign flips of prompts, corrected for all heads; where every "
+            "head splits evenly, at most 5 % of runs show any head that decays or grows."
         ),
     )
 
