@@ -24,7 +24,16 @@ from traitscope.captures.reading import open_run
 from traitscope.errors import InputError
 from traitscope.questions.answer import Answer, AnswerTable, Curve, Curves, Plain
 from traitscope.questions.options import QuestionOptions
-from traitscope.questions.responses import Response, asked_of, by_prompt, chosen_traits, in_experiments, responses_of
+from traitscope.questions.responses import (
+    ALL,
+    Response,
+    asked_of,
+    by_prompt,
+    chosen_traits,
+    in_experiments,
+    responses_of,
+)
+from traitscope.questions.wording import shown_p, shown_share
 
 _LEVEL = 0.05
 _MOST_PROMPTS_SHOWN = 40
@@ -139,7 +148,7 @@ def _compared(trait: str, experiment: str, group: Sequence[_Settled], neutral: _
 
 def _shares(group: Sequence[_Settled], holds: Sequence[bool]) -> np.ndarray:
     """``[n_prompts]``: the share of each prompt's samples that ``holds``."""
-    return np.array(list(by_prompt([one.response for one in group], holds).values()), dtype=float)
+    return by_prompt([one.response for one in group], holds)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -157,9 +166,7 @@ def _where_p(long: Sequence[_Settled], neutral: _Neutral) -> float:
     from scipy.stats import mannwhitneyu
 
     moved = [one for one in long if one.cut_position > 0]
-    own = list(
-        by_prompt([one.response for one in moved], [one.cut_position / one.cut_length for one in moved]).values()
-    )
+    own = by_prompt([one.response for one in moved], [one.cut_position / one.cut_length for one in moved])
     usual = (neutral.positions / neutral.lengths)[neutral.positions > 0] if len(neutral.positions) else np.zeros(0)
     if min(len(own), len(usual)) < LEAST_PROMPTS:
         return float("nan")
@@ -176,7 +183,11 @@ def _verdict(value: dict[str, Any]) -> str:
 
 def _findings(values: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     told = [value for value in values if value["verdict"] != "inconclusive"]
-    sentences = [_finding(value) for value in told]
+    alone = len({value["experiment"] for value in values}) == 1
+    named = [value for value in told if value["verdict"] != "no difference" or alone or value["experiment"] == ALL]
+    sentences = [_finding(value) for value in named]
+    if unnamed := len(told) - len(named):
+        sentences.append(f"{unnamed} further rows (trait and experiment) cannot be told from neutral replies.")
     if untold := len(values) - len(told):
         sentences.append(
             f"{untold} of {len(values)} rows are inconclusive: fewer than {LEAST_PROMPTS} prompts (or neutral replies) "
@@ -192,10 +203,10 @@ def _finding(value: dict[str, Any]) -> str:
         "no difference": "which cannot be told from",
     }[value["verdict"]]
     return (
-        f"{value['trait']}, {value['experiment']}: {value['after_start']:.0%} of {value['long_enough']} prompts come to "
-        f"their final level after the start, {beside} neutral replies ({value['neutral_after_start']:.0%} of "
-        f"{value['neutral_replies']}; adjusted p {value['p_adjusted']:.3f}); {value['from_start']:.0%} are at it from "
-        f"the start, {value['unsettled']:.0%} do not settle."
+        f"{value['trait']}, {value['experiment']}: {value['after_start']:.0%} of {value['long_enough']} prompts come "
+        f"to their final level after the start, {beside} neutral replies ({value['neutral_after_start']:.0%} of "
+        f"{value['neutral_replies']}; adjusted p {shown_p(value['p_adjusted'])}); {value['from_start']:.0%} are at it "
+        f"from the start, {value['unsettled']:.0%} do not settle."
     )
 
 
@@ -209,18 +220,18 @@ def _experiments_table(values: Sequence[dict[str, Any]]) -> AnswerTable:
                 value["experiment"],
                 value["long_enough"],
                 _three(value, ""),
-                _percent(value["median_fraction"]),
+                shown_share(value["median_fraction"]),
                 _three(value, "neutral_"),
-                _percent(value["neutral_median_fraction"]),
-                _p(value["p_adjusted"]),
+                shown_share(value["neutral_median_fraction"]),
+                shown_p(value["p_adjusted"]),
                 value["verdict"],
             )
             for value in values
         ),
         note=(
             f"Of prompts with {LEAST_TOKENS} content tokens or more, over as many tokens as neutral replies have. "
-            "Settle: after the start / from the start / not at all. Where: median share of the length, of those that settle "
-            "after the start. p: permutation of prompts and neutral replies, adjusted for all rows (Holm)."
+            "Settle: after the start / from the start / not at all. Where: median share of the length, of those that "
+            "settle after the start. p: permutation of prompts and neutral replies, adjusted for all rows (Holm)."
         ),
     )
 
@@ -228,10 +239,6 @@ def _experiments_table(values: Sequence[dict[str, Any]]) -> AnswerTable:
 def _three(value: dict[str, Any], side: str) -> str | None:
     shares = [value[side + name] for name in ("after_start", "from_start", "unsettled")]
     return None if np.isnan(shares[0]) else " / ".join(f"{100 * share:.0f}" for share in shares) + " %"
-
-
-def _p(p: float) -> str | None:
-    return None if np.isnan(p) else f"{p:.3f}"
 
 
 _PROMPT_COLUMNS = ("trait", "prompt", "sample", "tokens", "commitment", "low", "high", "token", "level", "old rule")
@@ -258,10 +265,6 @@ def _prompts_table(rows: Sequence[tuple[Plain, ...]]) -> AnswerTable:
             + (f" {left_out} more are in the JSON." if left_out > 0 else "")
         ),
     )
-
-
-def _percent(share: float) -> str | None:
-    return None if np.isnan(share) else f"{share:.0%}"
 
 
 def _panel(trait: str, groups: dict[str, list[_Settled]], neutral: _Neutral) -> Curves:

@@ -28,6 +28,11 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "commitment-point": Kind("commitment:ask_commitment", "where does a response settle on a trait?"),
+    "drift": Kind("drift:ask_drift", "does a trait rise or fall along a response, and from turn to turn?"),
+    "instruction-confound": Kind(
+        "confound:ask_confound", "does a reader rise with the behaviour, or with an instruction's words?"
+    ),
+    "dose-response": Kind("dose_response:ask_dose_response", "does a trait's score follow the dose of steering?"),
 }
 
 

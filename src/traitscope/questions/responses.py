@@ -17,12 +17,18 @@ from traitscope.suite.tokens import content_mask
 
 Item = TypeVar("Item")
 
+ALL = "all together"
+
 
 @dataclass(frozen=True)
 class Asked:
-    """One generation of an experiment; a generation that several experiments share is there once for each."""
+    """One generation of an experiment; a generation that several experiments share is there once for each.
+
+    ``prompt`` is the same for everything that was made of the same prompt (and given response): the unit of statistics.
+    """
 
     generation: str
+    prompt: int
     experiment: str
     prompt_id: str
     sample: int
@@ -72,6 +78,7 @@ def asked_of(run: Run, options: QuestionOptions, *, steered: bool = False) -> li
         InputError: the run has no such experiment.
     """
     captures = run.captures.collect().to_dicts()
+    prompts = _prompts(run)
     known = list(dict.fromkeys(row["experiment"] for row in captures))
     for experiment in options.experiments:
         if experiment not in known:
@@ -87,7 +94,7 @@ def asked_of(run: Run, options: QuestionOptions, *, steered: bool = False) -> li
         earlier = found.get(named)
         # An experiment captures a generation twice where it asks for scores and for open layers.
         traits = tuple(dict.fromkeys((*earlier.traits, *traits))) if earlier else traits
-        found[named] = Asked(row["generation"], *named, traits)
+        found[named] = Asked(row["generation"], prompts[row["generation"]], *named, traits)
     return list(found.values())
 
 
@@ -119,17 +126,41 @@ def _response(asked: Asked, scores: pl.DataFrame, calibration: TraitCalibration)
     )
 
 
+def turns_of(run: Run, trait: str, asked: Sequence[Asked]) -> list[tuple[Asked, np.ndarray]]:
+    """Mean z at R of each turn of the assistant, in order, the response last: ``[n_turns]`` for each of ``asked``.
+
+    Special and template tokens and position 0 do not count.
+    """
+    wanted = [entry for entry in asked if trait in entry.traits]
+    turns = run.tokens.select("generation", "position", "turn").collect()
+    scored = run.score(trait).join(turns, on=["generation", "position"], how="left")
+    spoken = scored.filter((pl.col("role") == "assistant") & ~pl.col("special") & (pl.col("position") > 0))
+    means = spoken.group_by("generation", "turn").agg(pl.col("z").mean()).sort("generation", "turn")
+    by_generation = {frame["generation"][0]: frame["z"].to_numpy() for frame in means.partition_by("generation")}
+    return [(entry, by_generation[entry.generation]) for entry in wanted if entry.generation in by_generation]
+
+
+def _prompts(run: Run) -> dict[str, int]:
+    """A number for each generation's prompt, by generation."""
+    rows = run.prompts.select("generation", "token_ids", "response_ids").collect().to_dicts()
+    numbers: dict[tuple, int] = {}
+    texts = {row["generation"]: (tuple(row["token_ids"]), tuple(row["response_ids"] or ())) for row in rows}
+    return {generation: numbers.setdefault(text, len(numbers)) for generation, text in texts.items()}
+
+
 def in_experiments(items: Sequence[Item], response: Callable[[Item], Response]) -> dict[str, list[Item]]:
-    """Items by the experiment of their response, in order."""
+    """Items by the experiment of their response, in order; of several also all together, each generation once."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(response(item).asked.experiment, []).append(item)
+    if len(groups) > 1:
+        groups[ALL] = list({response(item).asked.generation: item for item in items}.values())
     return groups
 
 
-def by_prompt(responses: Sequence[Response], values: Sequence[float]) -> dict[tuple[str, str], float]:
-    """Means of ``values`` by (experiment, prompt id): samples of one prompt are no further prompts."""
-    gathered: dict[tuple[str, str], list[float]] = {}
+def by_prompt(responses: Sequence[Response], values: Sequence[float]) -> np.ndarray:
+    """Means of ``values`` ``[n_prompts]``: samples of one prompt are no further prompts."""
+    gathered: dict[int, list[float]] = {}
     for response, value in zip(responses, values, strict=True):
-        gathered.setdefault((response.asked.experiment, response.asked.prompt_id), []).append(value)
-    return {prompt: float(np.mean(found)) for prompt, found in gathered.items()}
+        gathered.setdefault(response.asked.prompt, []).append(value)
+    return np.array([np.mean(found) for found in gathered.values()], dtype=np.float64)

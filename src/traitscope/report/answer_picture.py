@@ -21,7 +21,8 @@ _GREY = "#6b7378"
 _WIDTH = 9.0
 _MOST_CELLS_WITH_NUMBERS = 400
 _MOST_NAMES = 16
-_CHARACTERS = 110
+_CHARACTERS = 100
+_PANEL_CHARACTERS = 70
 
 
 def save_answer_picture(answer: Answer, path: Path) -> None:
@@ -63,7 +64,7 @@ def _height(panel: Panel) -> float:
 
 
 def _draw(axes: Any, panel: Panel) -> None:
-    axes.set_title("\n".join(textwrap.wrap(panel.title, _CHARACTERS)), fontsize=9.5, loc="left")
+    axes.set_title("\n".join(textwrap.wrap(panel.title, _PANEL_CHARACTERS)), fontsize=9.5, loc="left")
     if isinstance(panel, Intervals):
         _draw_intervals(axes, panel)
     elif isinstance(panel, Curves):

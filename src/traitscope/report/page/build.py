@@ -62,12 +62,13 @@ def rendered_page(run_dir: Path, selection: Selection, summary: Mapping[str, Any
     blobs = Blobs(inf if selection.everything else _BUDGET)
     prompts, texts = _prompts(run, run_dir, captures, held, blobs)
     traits = list(run.traits)
+    experiments = described_experiments(captures, traits)
     data = {
         "traits": [_trait_data(run, name) for name in traits],
         "checkpoints": list(run.checkpoints),
         "steps": {"z": Z_STEP, "write": WRITE_STEP, "weight": WEIGHT_STEP},
         "prompts": prompts,
-        "experiments": described_experiments(captures, traits),
+        "experiments": experiments,
         "table": _table(captures, {prompt["generation"] for prompt in prompts}, traits),
         "cosines": reader_cosines(run_dir, traits),
     }
@@ -76,7 +77,7 @@ def rendered_page(run_dir: Path, selection: Selection, summary: Mapping[str, Any
         traits=described_traits(run_dir, summary["traits"]),
         left_out=held.left_out,
         without_layers=sum(prompt["layers"] is None for prompt in prompts),
-        n_experiments=len(data["experiments"]),
+        n_experiments=len(experiments),
         has_open=any(prompt["open"] for prompt in prompts),
         texts=texts,
         data=data,
