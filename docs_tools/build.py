@@ -8,18 +8,22 @@ import sys
 from pathlib import Path
 
 from check_site import navigation_problems, site_problems
+from cli_reference import write_cli_page
 from notebook_page import write_notebook_page
 
 ROOT = Path(__file__).parent.parent
 
 
 def main() -> int:
-    write_notebook_page(ROOT / "examples" / "first_look.ipynb", ROOT / "docs")
+    docs = ROOT / "docs"
+    write_notebook_page(ROOT / "examples" / "first_look.ipynb", docs)
+    write_cli_page(docs)
     problems = navigation_problems(ROOT / "mkdocs.yml")
-    if not problems:
-        command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-        built = subprocess.run(command, cwd=ROOT, check=False)
-        problems = ["zensical found problems"] if built.returncode else site_problems(ROOT / "site")
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        problems.append("zensical found problems")
+    else:
+        problems += site_problems(ROOT / "site")
     for problem in problems:
         print(f"docs: {problem}", file=sys.stderr)
     return 1 if problems else 0
