@@ -11,6 +11,9 @@ from nights import run_suite, write_suite
 from traitscope.captures.old_procedure import AskedText, ProcedureCost, old_procedure
 from traitscope.captures.reading import open_run
 from traitscope.captures.summaries import run_summary
+from traitscope.run.describe_plan import describe_plan
+from traitscope.run.prepare import prepare
+from traitscope.suite.file import load_suite
 
 
 def test_the_old_procedure_by_hand() -> None:
@@ -29,7 +32,8 @@ def test_a_run_is_counted_with_the_lengths_that_it_generated(
         {"name": "sampled", "prompts": ["moss"], "generation": {"temperature": 1.0, "samples": 2}},
         {"name": "given", "prompts": [{"prompt": "Hi", "response": "OK!"}]},
     ]
-    run_dir = run_suite(write_suite(tmp_path, tiny_directory, experiments=experiments), tmp_path / "runs")
+    suite = write_suite(tmp_path, tiny_directory, experiments=experiments)
+    run_dir = run_suite(suite, tmp_path / "runs")
     run = open_run(run_dir)
     lengths = {
         row["generation"]: (row["prompt_tokens"], row["response_tokens"])
@@ -45,3 +49,6 @@ def test_a_run_is_counted_with_the_lengths_that_it_generated(
     assert found == {"model_loads": 6, "generations": 5, "token_forwards": by_hand}
     assert (here["model_loads"], here["generations"]) == (1, 4)
     assert 0 < here["token_forwards"] < by_hand
+    planned = describe_plan(prepare(load_suite(str(suite)), device="cpu"), None, tmp_path)["old_procedure"]
+    assert (planned["model_loads"], planned["generations"]) == (6, 5)
+    assert planned["token_forwards"] >= by_hand

@@ -234,26 +234,3 @@ def print_nested(console: Console, described: Mapping[str, Any], indent: str = "
             print_nested(console, value, indent + "  ")
         else:
             console.print(Text(f"{indent}{name}: {value}"), soft_wrap=True)
-
-
-def print_status(console: Console, status: dict[str, Any]) -> None:
-    """A few lines for a person."""
-    counts = status["counts"]
-    lines = [
-        f"{status['run']}: {status['state']}, {status['committed_shards']} of {status['shards']} shards committed",
-        f"generations: {counts.get('ok', 0)} captured, {counts.get('failed', 0)} failed, "
-        f"{counts.get('too_long', 0)} too long, {counts['missing']} to go",
-    ]
-    generating = sum(session["seconds"].get("generating", 0.0) for session in status["sessions"])
-    if n_sessions := len(status["sessions"]):
-        lines.append(
-            f"{n_sessions} session{'s' if n_sessions != 1 else ''}, {human_seconds(generating)} of generation "
-            f"({_estimated(status['estimated_seconds'])} was estimated)"
-        )
-    lines += [f"{problem['status']}: {problem['at']}: {problem['error']}" for problem in status["problems"]]
-    if status["state"] == "stopped":
-        lines.append(f"go on with: traitscope run --resume {status['run']}")
-    elif counts.get("failed"):
-        lines.append(f"try the failed ones again with: traitscope run --resume {status['run']} --retry-failed")
-    for line in lines:
-        console.print(Text(line), soft_wrap=True)

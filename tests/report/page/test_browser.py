@@ -132,8 +132,8 @@ def test_two_prompts_are_compared_on_one_scale(opened: Opened, run: Run) -> None
     opened.show("compare")
     opened.page.select_option("#left", label="uncertainty/1: What is the capital of France?")
     opened.page.select_option("#right", label="uncertainty/2: What will the weather be like next week?")
-    opened.page.wait_for_function("document.getElementById('right-tokens').textContent.includes('weather forecast')")
-    opened.page.wait_for_function("document.getElementById('pair-lines').data[1].name.includes('weather')")
+    expect(opened.page.locator("#right-tokens")).to_contain_text("weather forecast")
+    expect(opened.page.locator("#pair-lines")).to_contain_text("uncertainty/2")
     maps = [opened.chart(name) for name in ("left-map", "right-map")]
     assert maps[0]["zmax"] == maps[1]["zmax"] == -maps[0]["zmin"]
     stored = run.to_xarray(_generation(run, "uncertainty/2"))
@@ -154,7 +154,7 @@ def test_the_open_layer_shows_what_heads_read_and_who_wrote(opened: Opened, run:
     opened.show("open")
     label = "uncertainty/2: What will the weather be like next week?"
     opened.page.select_option("#open-prompt", label=label)
-    opened.page.wait_for_function("document.getElementById('open-tokens').textContent.includes('weather forecast')")
+    expect(opened.page.locator("#open-tokens")).to_contain_text("weather forecast")
     opened.page.locator("#heads button").nth(3).click()
     generation = _generation(run, "uncertainty/2")
     layer = int(opened.page.input_value("#open-layer"))

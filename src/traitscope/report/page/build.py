@@ -19,6 +19,8 @@ from traitscope.captures.opened_writes import OpenedWrites, read_opened_writes
 from traitscope.captures.reading import Run, capture_label, open_run
 from traitscope.captures.summaries import run_summary
 from traitscope.errors import RunError
+from traitscope.questions.kinds import KINDS
+from traitscope.report.page.answers import kept_answers
 from traitscope.report.page.experiments import described_experiments
 from traitscope.report.page.night import described_night
 from traitscope.report.page.open_layers import described_layers, opened_layers
@@ -62,21 +64,24 @@ def rendered_page(run_dir: Path, selection: Selection, summary: Mapping[str, Any
     blobs = Blobs(inf if selection.everything else _BUDGET)
     prompts, texts = _prompts(run, run_dir, captures, held, blobs)
     traits = list(run.traits)
+    experiments = described_experiments(captures, traits)
     data = {
         "traits": [_trait_data(run, name) for name in traits],
         "checkpoints": list(run.checkpoints),
         "steps": {"z": Z_STEP, "write": WRITE_STEP, "weight": WEIGHT_STEP},
         "prompts": prompts,
-        "experiments": described_experiments(captures, traits),
+        "experiments": experiments,
         "table": _table(captures, {prompt["generation"] for prompt in prompts}, traits),
         "cosines": reader_cosines(run_dir, traits),
     }
     return _page(
         night=described_night(run_dir, summary),
         traits=described_traits(run_dir, summary["traits"]),
+        answers=kept_answers(run_dir),
+        kinds=list(KINDS),
         left_out=held.left_out,
         without_layers=sum(prompt["layers"] is None for prompt in prompts),
-        n_experiments=len(data["experiments"]),
+        n_experiments=len(experiments),
         has_open=any(prompt["open"] for prompt in prompts),
         texts=texts,
         data=data,
