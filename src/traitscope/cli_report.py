@@ -31,10 +31,35 @@ def report(
 def report_at_end(run_dir: Path) -> None:
     """Write the report of a run that just ended. Whatever goes wrong with it, the run is what it was."""
     try:
+        _answer_what_the_suite_asks(run_dir)
         typer.echo(_written(run_dir, False, ()), err=True)
     except Exception as error:
         hint = f"try it again with: traitscope report {run_dir}"
         typer.echo(f"the report could not be written: {one_line_of(error)}; {hint}", err=True)
+
+
+def _answer_what_the_suite_asks(run_dir: Path) -> None:
+    from traitscope.captures.files import read_frozen_plan
+    from traitscope.questions.of_suite import kinds_of_suite
+
+    for kind in kinds_of_suite(read_frozen_plan(run_dir)["suite"]):
+        _answer(kind, run_dir)
+
+
+def _answer(kind: str, run_dir: Path) -> None:
+    from traitscope.questions.keeping import keep_answer, picture_path
+    from traitscope.questions.kinds import answer_question
+    from traitscope.questions.options import QuestionOptions
+    from traitscope.report.answer_picture import save_answer_picture
+
+    try:
+        answer = answer_question(kind, run_dir, QuestionOptions())
+    except InputError as error:  # a run that was cut short may lack what the question needs
+        typer.echo(f"{kind}: {error}", err=True)
+        return
+    picture = picture_path(run_dir, kind, None)
+    keep_answer(answer, run_dir, picture)
+    save_answer_picture(answer, picture)
 
 
 def _written(run_dir: Path, everything: bool, patterns: tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from traitscope.analysis.superposition import (
     cross_reading,
     random_auroc_deviation,
     random_cosine_p,
+    random_cosine_threshold,
 )
 from traitscope.traits.pooling import PooledPairs
 
@@ -86,6 +87,7 @@ def test_a_planted_overlap_is_found_and_a_missing_direction_is_none() -> None:
     assert (p[[0, 3, 4]] < 0.001).all()
     assert p[2] == 1
     assert p[1] > 0.9
+    assert random_cosine_p(np.full(6, random_cosine_threshold(6, 576)), 576) == pytest.approx(0.05)
 
 
 def _states(generator: np.random.Generator, apart: np.ndarray, n_pairs: int = 10) -> PooledPairs:

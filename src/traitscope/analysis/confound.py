@@ -53,7 +53,7 @@ def _verdict(over_instructed: Estimate, over_plain: Estimate) -> tuple[Verdict, 
     if over_instructed.low is None or over_instructed.high is None or over_plain.low is None:
         return "inconclusive", f"an arm has fewer than {LEAST_PROMPTS} prompts"
     if not over_plain.low > MARGIN:
-        return "inconclusive", "the natural prompts do not raise the trait over the plain ones by the margin"
+        return "inconclusive", "that natural prompts raise the trait over plain ones by the margin is not shown"
     if over_instructed.low > MARGIN:
         return "clean", "the natural prompts raise the trait over the instructed ones by more than the margin"
     if over_instructed.high < MARGIN:

@@ -47,6 +47,11 @@ class Gain:
     p: np.ndarray
     threshold: float
 
+    @property
+    def first(self) -> int | None:
+        """Index of the first checkpoint with this gain that the next one has too."""
+        return _first_lasting(self.p <= LEVEL)
+
 
 @dataclass(frozen=True)
 class Emergence:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from traitscope.analysis.effect_size import auroc
-from traitscope.analysis.maximum import corrected_p
+from traitscope.analysis.maximum import LEVEL, corrected_p
 
 _MARKED_DEVIATIONS = 3
 LEAST_TOPICS = 5
@@ -98,6 +98,13 @@ def random_cosine_p(cosine: np.ndarray, d_model: int) -> np.ndarray:
     alone = beta.sf(np.square(cosine), 0.5, (d_model - 1) / 2)
     n_tests = np.isfinite(cosine).sum()
     return np.nan_to_num(-np.expm1(n_tests * np.log1p(-np.minimum(alone, 1 - 1e-15))), nan=1.0)
+
+
+def random_cosine_threshold(n_tests: int, d_model: int) -> float:
+    """The absolute cosine that has ``random_cosine_p`` 0.05 among ``n_tests``."""
+    from scipy.stats import beta
+
+    return float(np.sqrt(beta.isf(-np.expm1(np.log1p(-LEVEL) / n_tests), 0.5, (d_model - 1) / 2)))
 
 
 @dataclass(frozen=True)

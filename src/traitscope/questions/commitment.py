@@ -90,7 +90,7 @@ def ask_commitment(run_dir: Path, options: QuestionOptions) -> Answer:
     return Answer(
         kind="commitment-point",
         title="Where responses settle on a trait",
-        findings=_findings(values),
+        findings=(*_findings(values), _old_rule_finding([row[-1] for row in prompts])),
         tables=(_experiments_table(values), _prompts_table(prompts)),
         panels=tuple(panels),
         values={"experiments": values, "prompts": [dict(zip(_PROMPT_COLUMNS, row, strict=True)) for row in prompts]},
@@ -194,6 +194,14 @@ def _findings(values: Sequence[dict[str, Any]]) -> tuple[str, ...]:
             f"with {LEAST_TOKENS} content tokens or more."
         )
     return tuple(sentences)
+
+
+def _old_rule_finding(found: Sequence[Plain]) -> str:
+    settled, rows = sum(position is not None for position in found), len(found)
+    return (
+        f"The rule of earlier scripts (first {OLD_RULE_WINDOW} tokens whose variance of the raw score is below "
+        f"{OLD_RULE_VARIANCE}) finds a point in {settled} of {rows} rows (trait and response)."
+    )
 
 
 def _finding(value: dict[str, Any]) -> str:

@@ -106,7 +106,7 @@ def _finding(entry: _Compared) -> str:
     instruction = found.instructed_over_plain
     heard = found.verdict == "inconclusive" and instruction.low is not None and instruction.low > MARGIN
     return (
-        f"{place}{'; the instruction alone does' if heard else ''}. d of natural over instructed "
+        f"{place}{'; the instruction alone raises it by more' if heard else ''}. d of natural over instructed "
         f"{_worded(found.natural_over_instructed)}, of natural over plain "
         f"{_worded(found.natural_over_plain)}, of instructed over plain {_worded(instruction)}; margin {MARGIN}."
     )

@@ -109,10 +109,14 @@ def _finding(entry: _Followed) -> str:
     place = f"{entry.trait} when {entry.steer_trait} is pushed ({entry.experiment})"
     if entry.verdict == "inconclusive":
         return f"{place}: inconclusive: {entry.prompts} prompts have all doses, {LEAST_PROMPTS} are needed."
-    said = {"rises": "z rises", "falls": "z falls", "no effect found": "no effect was found: z changes"}[entry.verdict]
     slope, rank = entry.found.slope, entry.found.monotonicity
+    said = {
+        "rises": f"z rises by {slope.value:.2f}",
+        "falls": f"z falls by {-slope.value:.2f}",
+        "no effect found": f"no effect was found: z changes by {slope.value:+.2f}",
+    }[entry.verdict]
     return (
-        f"{place}: {said} by {slope.value:+.2f} per unit of dose ({shown_interval(slope)}; {entry.prompts} prompts, "
+        f"{place}: {said} per unit of dose ({shown_interval(slope)}; {entry.prompts} prompts, "
         f"adjusted p {shown_p(entry.p_adjusted)}); rank correlation with the dose {rank.value:+.2f} "
         f"({shown_interval(rank)})."
     )

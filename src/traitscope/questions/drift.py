@@ -49,7 +49,8 @@ def ask_drift(run_dir: Path, options: QuestionOptions) -> Answer:
     for trait in chosen_traits(run, options):
         neutral = _neutral_rows(run.traits[trait])
         groups = in_experiments(responses_of(run, trait, asked), lambda response: response)
-        along += [_along(trait, name, group, neutral, options.seed) for name, group in groups.items()]
+        usual = np.array([float(token_slope(row)) for row in neutral if len(row) >= LEAST_TOKENS])
+        along += [_along(trait, name, group, usual, options.seed) for name, group in groups.items()]
         turns += _over_turns(run, trait, asked, options.seed)
         courses.append(_course(trait, groups, neutral))
     if not along:
@@ -74,12 +75,10 @@ def _neutral_rows(calibration: TraitCalibration) -> list[np.ndarray]:
     return [calibration.z(row, calibration.readout) for row in rows]
 
 
-def _along(
-    trait: str, experiment: str, group: Sequence[Response], neutral: Sequence[np.ndarray], seed: int
-) -> dict[str, Any]:
+def _along(trait: str, experiment: str, group: Sequence[Response], usual: np.ndarray, seed: int) -> dict[str, Any]:
+    """The slopes of one experiment beside ``usual`` ``[n_replies]``, those of neutral replies."""
     long = [response for response in group if len(response.z) >= LEAST_TOKENS]
     slopes = by_prompt(long, [float(token_slope(response.z)) for response in long])
-    usual = np.array([float(token_slope(row)) for row in neutral if len(row) >= LEAST_TOKENS])
     enough, comparable = len(slopes) >= LEAST_PROMPTS, min(len(slopes), len(usual)) >= LEAST_PROMPTS
     return {
         "trait": trait,

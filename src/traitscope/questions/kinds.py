@@ -27,6 +27,9 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
+    "attention-decay": Kind("attention_decay:ask_attention_decay", "how long do heads keep looking at the prompt?"),
+    "superposition": Kind("superposition:ask_superposition", "do traits share directions more than chance would?"),
+    "emergence": Kind("emergence:ask_emergence", "from where on can a trait be read beyond embeddings and words?"),
     "commitment-point": Kind("commitment:ask_commitment", "where does a response settle on a trait?"),
     "drift": Kind("drift:ask_drift", "does a trait rise or fall along a response, and from turn to turn?"),
     "instruction-confound": Kind(

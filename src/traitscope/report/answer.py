@@ -23,11 +23,11 @@ def _drawn(table: AnswerTable) -> Table:
         numeric = any(isinstance(row[number], int | float) for row in table.rows)
         drawn.add_column(name, justify="right" if numeric else "left")
     for row in table.rows:
-        drawn.add_row(*(_cell(value) for value in row))
+        drawn.add_row(*(cell(value).replace("[", r"\[") for value in row))
     return drawn
 
 
-def _cell(value: Plain) -> str:
+def cell(value: Plain) -> str:
     """A value for people: None and numbers that are not finite as a dash."""
     if value is None or value != value:
         return "–"
@@ -35,4 +35,4 @@ def _cell(value: Plain) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:+.2f}" if abs(value) >= 0.995 else f"{value:+.3f}"
-    return str(value).replace("[", r"\[")
+    return str(value)

@@ -19,6 +19,8 @@ from traitscope.captures.opened_writes import OpenedWrites, read_opened_writes
 from traitscope.captures.reading import Run, capture_label, open_run
 from traitscope.captures.summaries import run_summary
 from traitscope.errors import RunError
+from traitscope.questions.kinds import KINDS
+from traitscope.report.page.answers import kept_answers
 from traitscope.report.page.experiments import described_experiments
 from traitscope.report.page.night import described_night
 from traitscope.report.page.open_layers import described_layers, opened_layers
@@ -75,6 +77,8 @@ def rendered_page(run_dir: Path, selection: Selection, summary: Mapping[str, Any
     return _page(
         night=described_night(run_dir, summary),
         traits=described_traits(run_dir, summary["traits"]),
+        answers=kept_answers(run_dir),
+        kinds=list(KINDS),
         left_out=held.left_out,
         without_layers=sum(prompt["layers"] is None for prompt in prompts),
         n_experiments=len(experiments),
