@@ -8,7 +8,9 @@
   const SMOOTHED = 8;
   const LEAST_UNDERLINED = 0.5;
   const LEAST_REACH = 2;
-  const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f8a1e", "#7a7a7a"]; // Okabe and Ito's, darker yellow
+  // Okabe and Ito's colours with a darker yellow, and lighter ones of the same order for dark screens.
+  const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f8a1e", "#7a7a7a"];
+  const LIGHT_PALETTE = ["#4aa8e8", "#ff8c42", "#2fc28f", "#e08bc0", "#f0b030", "#9ad4f5", "#c9c24a", "#b0b0b0"];
   const DASHES = ["solid", "dash", "dot", "dashdot"];
 
   // ---- packed numbers -------------------------------------------------------------------------------------------
@@ -82,7 +84,8 @@
   const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const diverging = () => [[0, ink("--minus")], [0.5, ink("--paper")], [1, ink("--plus")]];
   const rising = () => [[0, ink("--paper")], [1, ink("--plus")]];
-  const lineOf = (k) => ({ color: PALETTE[k % PALETTE.length], dash: DASHES[Math.floor(k / PALETTE.length) % DASHES.length] });
+  const colourOf = (k) => (dark.matches ? LIGHT_PALETTE : PALETTE)[k % PALETTE.length];
+  const lineOf = (k) => ({ color: colourOf(k), dash: DASHES[Math.floor(k / PALETTE.length) % DASHES.length] });
 
   function draw(id, traces, layout = {}, onClick = null) {
     const axis = { gridcolor: ink("--line"), zerolinecolor: ink("--quiet"), linecolor: ink("--line"), automargin: true };
@@ -302,7 +305,7 @@
     const nats = prompt.nats[position];
     const bold = document.createElement("b");
     bold.textContent = JSON.stringify(prompt.texts[position]).slice(1, -1).slice(0, 80);
-    const chance = Number.isNaN(nats) ? "" : ` · log-probability ${nats.toFixed(2)} (${(100 * Math.exp(nats)).toFixed(1)} %)`;
+    const chance = Number.isNaN(nats) ? "" : ` · log-probability ${signed(nats)} (${(100 * Math.exp(nats)).toFixed(1)} %)`;
     const where = `${position < prompt.start ? "prompt" : "response"}, position ${position}`;
     $("reading").replaceChildren(
       bold, ` · ${trait.name} ${signed(z)} z at ${checkpoints[state.checkpoint]} (score ${signed(score, 3)})${chance} · ${where}`,
@@ -450,7 +453,7 @@
     });
     draw("pair-lines", pair.map((prompt, which) => ({
       x: Array.from({ length: prompt.n - prompt.start }, (_, t) => t), y: smoothed(rows[which], prompt.start).slice(prompt.start), mode: "lines", name: plain(titled(prompt), 44),
-      line: { color: PALETTE[which], width: 3, dash: which ? "dash" : "solid" }, customdata: prompt.texts.slice(prompt.start).map((text) => plain(text, 30)), hovertemplate: "%{customdata}: z %{y:+.2f}<extra></extra>",
+      line: { color: colourOf(which), width: 3, dash: which ? "dash" : "solid" }, customdata: prompt.texts.slice(prompt.start).map((text) => plain(text, 30)), hovertemplate: "%{customdata}: z %{y:+.2f}<extra></extra>",
     })), { xaxis: { title: { text: "token of the response" } }, yaxis: { title: { text: "z" } } });
   }
 
@@ -505,15 +508,29 @@
     const layers = Object.keys(prompt.open);
     fill($("open-layer"), layers.map((layer) => [layer, layer]), layers.includes(opened.layer) ? opened.layer : layers[0]);
     opened.layer = $("open-layer").value;
+    opened.head = null;
     opened.spans = showTokens($("open-tokens"), prompt);
     return showOpenLayer();
   }
 
   async function showOpenLayer() {
     opened.arrays = await openArrays(held[opened.prompt], opened.layer);
-    opened.head = Math.min(opened.head, (opened.arrays.heads ?? 1) - 1);
+    opened.head ??= strongestHead();
     drawHeads();
     showHead();
+  }
+
+  /** What each head of the layer wrote at the chosen token, in z, or null where this is not known. */
+  function headWrites() {
+    const { arrays } = opened;
+    if (!arrays.towards || !arrays.pattern || !isBeforeReadout("attention", opened.trait)) return null;
+    const sum = (head) => addedBy(arrays, opened.trait, head, opened.token).reduce((total, z) => total + z, 0);
+    return Array.from({ length: arrays.heads }, (_, head) => sum(head));
+  }
+
+  function strongestHead() {
+    const sizes = (headWrites() ?? [0]).map(Math.abs);
+    return sizes.indexOf(Math.max(...sizes));
   }
 
   function drawHeads() {
@@ -598,13 +615,11 @@
   }
 
   function drawHeadWrites() {
-    const { arrays } = opened;
     const trait = traits[opened.trait];
-    const known = arrays.towards !== null && arrays.pattern !== null && isBeforeReadout("attention", opened.trait);
-    $("head-writes").hidden = !known;
-    $("head-writes-caption").textContent = known ? `Which heads of layer ${opened.layer} wrote ${trait.name} at this token, in z.` : isBeforeReadout("attention", opened.trait) ? "What this layer's heads wrote was not kept by the run." : `Layer ${opened.layer} stands behind the readout of ${trait.name} (${checkpoints[trait.readout]}): its heads have no part in the score.`;
-    if (!known) return;
-    const sums = Array.from({ length: arrays.heads }, (_, head) => addedBy(arrays, opened.trait, head, opened.token).reduce((sum, z) => sum + z, 0));
+    const sums = headWrites();
+    $("head-writes").hidden = !sums;
+    $("head-writes-caption").textContent = sums ? `Which heads of layer ${opened.layer} wrote ${trait.name} at this token, in z.` : isBeforeReadout("attention", opened.trait) ? "What this layer's heads wrote was not kept by the run." : `Layer ${opened.layer} stands behind the readout of ${trait.name} (${checkpoints[trait.readout]}): its heads have no part in the score.`;
+    if (!sums) return;
     $("head-writes").dataset.sums = JSON.stringify(sums);
     draw("head-writes", [{ type: "bar", x: sums.map((_, head) => `head ${head}`), y: sums, marker: { color: sums.map((z) => ink(z > 0 ? "--plus" : "--minus")), line: { color: ink("--ink"), width: sums.map((_, head) => (head === opened.head ? 2 : 0)) } }, hovertemplate: "%{x}: %{y:+.3f} z<extra></extra>" }],
       { yaxis: { title: { text: "write, z" } } }, (point) => { opened.head = point.pointNumber; showHead(); });
@@ -640,6 +655,7 @@
   function startOpen() {
     const withLayers = held.filter((prompt) => Object.keys(prompt.open).length);
     opened.prompt = withLayers[0].number;
+    opened.trait = Math.max(0, traits.findIndex((trait) => Object.keys(withLayers[0].open).includes(checkpoints[trait.readout].split(".")[1])));
     fill($("open-prompt"), withLayers.map((prompt) => [prompt.number, titled(prompt)]), opened.prompt);
     fill($("open-trait"), traits.map((trait, k) => [k, trait.name]), opened.trait);
     $("open-prompt").addEventListener("change", (event) => { opened.prompt = Number(event.target.value); showOpenPrompt(); });
