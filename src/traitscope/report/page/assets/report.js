@@ -84,7 +84,8 @@
   const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const diverging = () => [[0, ink("--minus")], [0.5, ink("--paper")], [1, ink("--plus")]];
   const rising = () => [[0, ink("--paper")], [1, ink("--plus")]];
-  const colourOf = (k) => (dark.matches ? LIGHT_PALETTE : PALETTE)[k % PALETTE.length];
+  const isDark = () => dark.matches && document.documentElement.dataset.paper === undefined;
+  const colourOf = (k) => (isDark() ? LIGHT_PALETTE : PALETTE)[k % PALETTE.length];
   const lineOf = (k) => ({ color: colourOf(k), dash: DASHES[Math.floor(k / PALETTE.length) % DASHES.length] });
 
   function draw(id, traces, layout = {}, onClick = null) {
@@ -693,7 +694,7 @@
 
   const waiting = new Map();
 
-  /** Draw a section when it comes near the window, or before the page is printed. */
+  /** Draw a section when it comes near the window, or a while after the page opened, so that it can be printed. */
   function whenNear(id, start) {
     if (!$(id)) return;
     const watcher = new IntersectionObserver((seen) => { if (seen.some((entry) => entry.isIntersecting)) begin(id); }, { rootMargin: "800px" });
@@ -722,12 +723,17 @@
     if (isDrawn("traits")) drawCosines();
   }
 
-  addEventListener("beforeprint", () => [...waiting.keys()].forEach(begin));
+  // Paper is light whatever the screen is.
+  addEventListener("beforeprint", () => { document.documentElement.dataset.paper = "yes"; redraw(); });
+  addEventListener("afterprint", () => { delete document.documentElement.dataset.paper; redraw(); });
   dark.addEventListener("change", redraw);
   if (held.length) {
     whenNear("compare", startCompare);
     whenNear("open", startOpen);
   }
   whenNear("traits", drawCosines);
-  Promise.resolve(held.length ? startPrompts() : null).then(() => { document.body.dataset.ready = "yes"; });
+  Promise.resolve(held.length ? startPrompts() : null).then(() => {
+    document.body.dataset.ready = "yes";
+    setTimeout(() => [...waiting.keys()].forEach(begin), 2000);
+  });
 })();
