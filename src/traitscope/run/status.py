@@ -24,7 +24,7 @@ from traitscope.run.events import events_of_last_session
 from traitscope.run.lock import is_locked
 
 _LAST_RESPONSES = 3
-_STAGES = {"resume": "loading", "verifying": "verifying"}
+_STAGES = {"resume": "loading", "verifying": "verifying", "splitting": "splitting open layers"}
 
 
 def run_status(run_dir: Path) -> dict[str, Any]:
