@@ -236,12 +236,12 @@ def _half_life_told(head: _Head) -> str:
 
 def _half_life(decay: HeadDecay) -> str | None:
     """A half-life with its interval; without decay, what it is at least."""
-    if decay.verdict == "decays":
-        ends = (decay.shortest_half_life, decay.longest_half_life)
-        return f"{_tokens(decay.half_life)} [{', '.join(map(_tokens, ends))}]"
-    if decay.verdict == "no decay" and decay.shortest_half_life is not None:
-        return f"≥ {_tokens(decay.shortest_half_life)}".replace("≥ >", ">")
-    return None
+    shortest = decay.shortest_half_life
+    if decay.half_life is not None:
+        return f"{_tokens(decay.half_life)} [{_tokens(shortest)}, {_tokens(decay.longest_half_life)}]"
+    if decay.verdict == "inconclusive" or shortest is None:
+        return None
+    return _tokens(shortest) if shortest > _LONGEST else f"≥ {_tokens(shortest)}"
 
 
 def _tokens(count: float | None) -> str:

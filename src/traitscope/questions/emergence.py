@@ -191,22 +191,20 @@ def _findings(examined: Sequence[_Examined]) -> list[str]:
 def _finding(row: _Evidence, checkpoints: Sequence[str]) -> str:
     found = row.found
     where = f"{row.trait}, {row.kind}"
-    first, words = found.auroc.value[0], found.words[0]
-    baselines = f"checkpoint 0 has {first:.2f}, the words have {words:.2f}"
-    if found.outcome == "inconclusive":
-        return f"{where}: inconclusive, {found.n_topics} topics are fewer than {LEAST_TOPICS}."
-    if found.outcome == "no room":
-        return f"{where}: no room for a gain; {baselines}."
     best = int(np.argmax(found.auroc.value))
+    aurocs = (
+        f"AUROC {found.auroc.value[0]:.2f} at checkpoint 0, {found.words[0]:.2f} of the words, "
+        f"{found.auroc.value[best]:.2f} at best ({checkpoints[best]})"
+    )
+    if found.outcome == "inconclusive":
+        return f"{where}: inconclusive, as {found.n_topics} topics are fewer than {LEAST_TOPICS}; {aurocs}."
     if found.checkpoint is None:
-        return (
-            f"{where}: no gain shown over both baselines over {found.n_topics} topics; {baselines}, the best "
-            f"checkpoint {checkpoints[best]} has {found.auroc.value[best]:.2f}."
-        )
+        return f"{where}: {found.outcome} over both baselines; {aurocs}, {found.n_topics} topics."
     at = found.checkpoint
     return (
-        f"{where}: emerges at {checkpoints[at]} with AUROC {found.auroc.value[at]:.2f}; {baselines} "
-        f"(gains {_interval(found.over_first.curve, at)} and {_interval(found.over_words.curve, at)})."
+        f"{where}: emerges at {checkpoints[at]} with AUROC {found.auroc.value[at]:.2f}, a gain of "
+        f"{_interval(found.over_first.curve, at)} over checkpoint 0 and of {_interval(found.over_words.curve, at)} over "
+        f"the words; {aurocs}, {found.n_topics} topics."
     )
 
 
