@@ -203,8 +203,8 @@ def _finding(row: _Evidence, checkpoints: Sequence[str]) -> str:
     at = found.checkpoint
     return (
         f"{where}: emerges at {checkpoints[at]} with AUROC {found.auroc.value[at]:.2f}, a gain of "
-        f"{_interval(found.over_first.curve, at)} over checkpoint 0 and of {_interval(found.over_words.curve, at)} over "
-        f"the words; {aurocs}, {found.n_topics} topics."
+        f"{_interval(found.over_first.curve, at)} over checkpoint 0 and of {_interval(found.over_words.curve, at)} "
+        f"over the words; {aurocs}, {found.n_topics} topics."
     )
 
 
