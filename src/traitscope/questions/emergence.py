@@ -263,9 +263,9 @@ def _panel(one: _Examined) -> Curves:
         curves.append(
             Curve(f"{row.kind} ({row.found.n_topics} topics)", x, tuple(auroc_curve.value.tolist()), low, high)
         )
-        references.append(Reference(row.found.words[0], f"words on {row.kind}"))
+        references.append(Reference(row.found.words[0], f"words on {row.kind} (horizontal)"))
     marks = [
-        Reference(float(row.found.checkpoint), f"emergence on {row.kind}")
+        Reference(float(row.found.checkpoint), f"emergence on {row.kind} (vertical)")
         for row in one.evidence
         if row.found.checkpoint is not None
     ]
@@ -276,7 +276,7 @@ def _panel(one: _Examined) -> Curves:
         y_label="AUROC",
         curves=tuple(curves),
         references=tuple(references),
-        marks=(Reference(float(readout), "readout R"), *marks),
+        marks=(Reference(float(readout), "readout R (vertical)"), *marks),
         x_names=one.checkpoints,
     )
 
