@@ -233,7 +233,8 @@ def _table(examined: Sequence[_Examined]) -> AnswerTable:
 def _row(row: _Evidence, checkpoints: Sequence[str]) -> tuple[Plain, ...]:
     found = row.found
     best = int(np.argmax(found.auroc.value))
-    alone = [gain.first for gain in (found.over_first, found.over_words)]
+    told = found.outcome != "inconclusive"
+    alone = [gain.first if told else None for gain in (found.over_first, found.over_words)]
     return (
         row.trait,
         row.kind,
