@@ -173,7 +173,7 @@ function drawBlocks() {
   const found = prompt.writesAt(opened.trait, opened.token);
   const trait = traits[opened.trait];
   $("blocks-caption").textContent = found.length
-    ? `Which blocks wrote ${trait.name} at this token, up to ${checkpoints[trait.readout]}, in z. Outlined: the open layer.`
+    ? `Which blocks wrote ${trait.name} at this token, up to ${checkpoints[trait.readout]}, in z; what a block usually adds is not taken off (traitscope explain does). Outlined: the open layer.`
     : `The writes of this prompt are not held here: traitscope report --select '${prompt.labels[0]}'`;
   $("blocks").hidden = !found.length;
   if (!found.length) return;
