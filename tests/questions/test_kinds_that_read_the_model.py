@@ -71,8 +71,11 @@ def test_emergence_reads_dev_pairs_and_own_text_and_never_the_test_split(
     splits = library_scenarios(TRAITS[0]).splits
     assert {pair.topic for pair in splits.dev} <= set(read)
     assert not {pair.topic for pair in splits.test} & set(read)
-    crossed, own = answer["values"]["evidence"]
-    assert (crossed["topics"], own["topics"]) == (6, 24)
+    crossed, own, alone = answer["values"]["evidence"]
+    assert (crossed["topics"], own["topics"], alone["topics"]) == (6, 24, 24)
+    assert own["auroc"]["value"][0] == pytest.approx(alone["auroc"]["value"][0]), "embeddings do not see the prefill"
+    assert own["words_auroc"] == alone["words_auroc"]
+    assert own["auroc"]["value"][1:] != alone["auroc"]["value"][1:]
     assert len(own["auroc"]["value"]) == len(own["checkpoints"])
     assert "first layer above chance would say nothing" in answer["findings"][0]
 

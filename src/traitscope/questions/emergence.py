@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 OWN_TEXT_TOPICS = 24
 """The model's own text is written after prompts on this many topics, those of the dev split first."""
-_CROSSED, _OWN = "style-crossed pairs", "own text"
+_CROSSED, _OWN, _ALONE = "style-crossed pairs", "own text", "own text alone"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Evidence:
 
 @dataclass(frozen=True)
 class _Examined:
-    """One trait: its checkpoints, the evidence on both kinds of text, and beside it the AUROC on ordinary pairs."""
+    """One trait: its checkpoints, the evidence on each kind of text, and beside it the AUROC on ordinary pairs."""
 
     sourced: Sourced
     checkpoints: tuple[str, ...]
@@ -47,8 +47,8 @@ class _Examined:
 
 
 def ask_emergence(run_dir: Path, options: QuestionOptions) -> Answer:
-    """Replay each trait's dev pairs and text that the model writes after prefills, with the run's vectors at all
-    checkpoints, and find the first checkpoint that beats checkpoint 0 and a bag of words.
+    """Replay each trait's dev pairs and text that the model writes after prefills (with and without these), with the
+    run's vectors at all checkpoints, and find the first checkpoint that beats checkpoint 0 and a bag of words.
 
     Raises:
         InputError: unknown trait; a trait that was named has no scenario set in the library or no reader at checkpoint
@@ -93,8 +93,8 @@ def _prompts(trait: Sourced) -> list[Pair]:
 def _n_texts(trait: Sourced) -> int:
     from traitscope.traits.validation.own_text import PREFILLS_PER_PROMPT
 
-    # Each own text is counted twice: when it is written and when it is read.
-    return 2 * len(trait.scenarios.splits.dev) + 4 * PREFILLS_PER_PROMPT * len(_prompts(trait))
+    # Each own text is counted when it is written and whenever it is read.
+    return 2 * len(trait.scenarios.splits.dev) + 6 * PREFILLS_PER_PROMPT * len(_prompts(trait))
 
 
 def _examine(model: LanguageModel, trait: Sourced, seed: int, count: Callable[[], None]) -> _Examined:
@@ -104,7 +104,8 @@ def _examine(model: LanguageModel, trait: Sourced, seed: int, count: Callable[[]
     covered = np.flatnonzero(trait.vectors.covered.numpy())
     bag = BagOfWords(*responses(trait.scenarios, "train"))
     crossed, ordinary = _pair_texts(model, trait, covered, bag, count)
-    kinds = {_CROSSED: crossed, _OWN: _own_texts(model, trait, covered, bag, count)}
+    own, alone = _own_texts(model, trait, covered, bag, count)
+    kinds = {_CROSSED: crossed, _OWN: own, _ALONE: alone}
     evidence = [
         _Evidence(trait.vectors.trait, kind, emergence(*texts.scores, *texts.topics, texts.words, seed=seed))
         for kind, texts in kinds.items()
@@ -152,19 +153,24 @@ def _pair_texts(
 
 def _own_texts(
     model: LanguageModel, trait: Sourced, covered: np.ndarray, bag: BagOfWords, count: Callable[[], None]
-) -> _Texts:
-    """What the model writes after prefills of both poles."""
-    from traitscope.traits.validation.own_text import POLES, after_prefills, write_on
+) -> tuple[_Texts, _Texts]:
+    """What the model writes after prefills of both poles: read behind the prefill, and behind the prompt alone."""
+    from traitscope.traits.validation.own_text import POLES, after_prefills, continuations, read_continuations
 
     assert trait.scenarios.prefills is not None
-    beginnings = after_prefills(model, _prompts(trait), trait.scenarios.prefills, trait.style)
-    own = write_on(model, beginnings, covered.tolist(), count)
     up, down = POLES
-    return _Texts(
-        (_scores(own.states[up], trait, covered), _scores(own.states[down], trait, covered)),
-        (own.topics[up], own.topics[down]),
-        (_of_words(bag, own.texts[up]), _of_words(bag, own.texts[down])),
-    )
+    beginnings = after_prefills(model, _prompts(trait), trait.scenarios.prefills, trait.style)
+    written = continuations(model, beginnings, count)
+    found = []
+    for with_prefix in (True, False):
+        own = read_continuations(model, written, covered.tolist(), count, with_prefix=with_prefix)
+        texts = _Texts(
+            (_scores(own.states[up], trait, covered), _scores(own.states[down], trait, covered)),
+            (own.topics[up], own.topics[down]),
+            (_of_words(bag, own.texts[up]), _of_words(bag, own.texts[down])),
+        )
+        found.append(texts)
+    return found[0], found[1]
 
 
 def _of_words(bag: BagOfWords, texts: list[str]) -> np.ndarray:
@@ -225,7 +231,7 @@ def _table(examined: Sequence[_Examined]) -> AnswerTable:
             "with the largest AUROC. Over 0, over words: the first checkpoint whose gain has p <= 0.05 there and at "
             "the next (sign flips of topics, the largest gain of all checkpoints as null). Emergence: both. Of rows "
             "without any gain, at most 5 % show one. Own text may gain by attention to the prefill that the model was "
-            "given, which neither baseline sees."
+            "given, which neither baseline sees; own text alone is the same text read without the prefill."
         ),
     )
 

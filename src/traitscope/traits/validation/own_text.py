@@ -70,6 +70,15 @@ def under_instructions(
     return beginnings
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """How the model went on from a beginning: the new tokens and their text."""
+
+    beginning: Beginning
+    response_ids: tuple[int, ...]
+    text: str
+
+
 def write_on(
     model: LanguageModel, beginnings: Sequence[Beginning], rows: Sequence[int], on_text: Callable[[], None]
 ) -> OwnText:
@@ -77,19 +86,47 @@ def write_on(
 
     Continuations without content are left out.
     """
+    return read_continuations(model, continuations(model, beginnings, on_text), rows, on_text)
+
+
+def continuations(
+    model: LanguageModel, beginnings: Sequence[Beginning], on_text: Callable[[], None]
+) -> list[Continuation]:
+    """What the model writes after every beginning, greedily; the longest beginnings first."""
     describer = TokenDescriber(model.tokenizer)
-    written: list[tuple[Beginning, str, list[int], np.ndarray]] = []
-    for beginning, response in _continued(model, beginnings, on_text):
-        tokens = describer.rows(beginning.prompt, [*beginning.prefix, *response])
-        n_given = len(beginning.prompt.token_ids) + len(beginning.prefix)
+    return [
+        Continuation(beginning, tuple(response), describer.response_text(response))
+        for beginning, response in _continued(model, beginnings, on_text)
+    ]
+
+
+def read_continuations(
+    model: LanguageModel,
+    written: Sequence[Continuation],
+    rows: Sequence[int],
+    on_text: Callable[[], None],
+    *,
+    with_prefix: bool = True,
+) -> OwnText:
+    """Pool what the model wrote at the checkpoints ``rows``; continuations without content are left out.
+
+    ``with_prefix`` says whether the beginning of the response stands before it, as when it was written, so that
+    attention can carry the beginning on; without it the new tokens follow the prompt.
+    """
+    describer = TokenDescriber(model.tokenizer)
+    read: list[tuple[Continuation, list[int], np.ndarray]] = []
+    for one in written:
+        prefix = one.beginning.prefix if with_prefix else ()
+        tokens = describer.rows(one.beginning.prompt, [*prefix, *one.response_ids])
+        n_given = len(one.beginning.prompt.token_ids) + len(prefix)
         keep = tokens.content() & (np.arange(len(tokens.token_id)) >= n_given)
         if keep.any():
-            written.append((beginning, describer.response_text(response), tokens.token_id, keep))
-    pooled = pool_texts(model, [(token_ids, keep) for _, _, token_ids, keep in written], rows, on_text)
-    of_pole = {pole: [n for n, (beginning, *_) in enumerate(written) if beginning.pole == pole] for pole in POLES}
+            read.append((one, tokens.token_id, keep))
+    pooled = pool_texts(model, [(token_ids, keep) for _, token_ids, keep in read], rows, on_text)
+    of_pole = {pole: [n for n, (one, *_) in enumerate(read) if one.beginning.pole == pole] for pole in POLES}
     return OwnText(
-        texts={pole: [written[n][1] for n in chosen] for pole, chosen in of_pole.items()},
-        topics={pole: [written[n][0].topic for n in chosen] for pole, chosen in of_pole.items()},
+        texts={pole: [read[n][0].text for n in chosen] for pole, chosen in of_pole.items()},
+        topics={pole: [read[n][0].beginning.topic for n in chosen] for pole, chosen in of_pole.items()},
         states={pole: pooled[chosen] for pole, chosen in of_pole.items()},
     )
 
