@@ -2,8 +2,8 @@
 
     python benchmarks/report.py [--prompts 500] [--out runs]
 
-Runs the reference night and a suite of many prompts (all traits of the library, 50 tokens each), then opens both reports
-in the machine's Chromium. Needs the extra ``dev``.
+Runs the reference night and a suite of many prompts (all traits of the library, 50 tokens each), then opens both
+reports in the machine's Chromium. Needs the extra ``dev``.
 """
 
 from __future__ import annotations

@@ -69,14 +69,16 @@ def _foreign(page: Page) -> Iterator[str]:
 
 
 def navigation_problems(config: Path) -> list[str]:
-    """Pages that ``nav`` names and that are not there, and pages that it does not name."""
+    """Pages that ``nav`` names and that are not there, that it does not name, and that it names twice."""
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     docs = config.parent / settings["docs_dir"]
     named = list(_pages_of(settings["nav"]))
+    twice = sorted({page for page in named if named.count(page) > 1})
     there = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
     return [
         *(f"nav names {page}, which is not there" for page in named if page not in there),
         *(f"docs/{page} is not in nav of {config.name}" for page in sorted(there - set(named))),
+        *(f"nav names {page} twice" for page in twice),
     ]
 
 

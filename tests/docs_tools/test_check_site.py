@@ -44,8 +44,11 @@ def test_nav_and_pages_must_agree(tmp_path: Path) -> None:
     for name in ("index.md", "forgotten.md"):
         (tmp_path / "docs" / name).write_text("# x")
     config = tmp_path / "mkdocs.yml"
-    config.write_text("docs_dir: docs\nnav:\n  - Start:\n      - Home: index.md\n      - Gone: gone.md\n")
+    config.write_text(
+        "docs_dir: docs\nnav:\n  - Start:\n      - Home: index.md\n      - Gone: gone.md\n      - Again: index.md\n"
+    )
     assert navigation_problems(config) == [
         "nav names gone.md, which is not there",
         "docs/forgotten.md is not in nav of mkdocs.yml",
+        "nav names index.md twice",
     ]

@@ -18,6 +18,7 @@ from traitscope.captures.schema import SHARD_TABLES
 from traitscope.run.night import start_run
 from traitscope.run.prepare import prepare
 from traitscope.run.progress import Reporter
+from traitscope.run.tracking import Tracking
 from traitscope.suite.file import load_suite
 
 WORDS = ["sun", "rain", "stone", "river", "cloud", "moss"]
@@ -50,10 +51,18 @@ def quiet() -> Reporter:
     return Reporter(Console(file=io.StringIO()))
 
 
-def run_suite(suite: Path, out: Path, *, batch_size: int | None = 2, shard_size: int | None = 2) -> Path:
+def run_suite(
+    suite: Path, out: Path, *, batch_size: int | None = 2, shard_size: int | None = 2, tracking: Tracking | None = None
+) -> Path:
     prepared = prepare(load_suite(str(suite)), device="cpu")
     return start_run(
-        prepared, out=out, batch_size=batch_size, shard_size=shard_size, allow_foreign=False, reporter=quiet()
+        prepared,
+        out=out,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        allow_foreign=False,
+        reporter=quiet(),
+        tracking=tracking,
     )
 
 

@@ -157,7 +157,7 @@ def test_one_who_looks_is_no_run_and_keeps_no_run_from_beginning(tmp_path: Path)
         threading.Timer(0.1, lambda: fcntl.flock(looker, fcntl.LOCK_UN)).start()
         with locked(tmp_path):
             assert is_locked(tmp_path)
-    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="status .* --watch"), locked(tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match=r"status .* --watch"), locked(tmp_path):
         pass
 
 

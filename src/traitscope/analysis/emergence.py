@@ -16,8 +16,9 @@ import numpy as np
 from traitscope.analysis.maximum import LEVEL, corrected_p, sign_flips, threshold
 from traitscope.analysis.resampling import expanded
 
-LEAST_TOPICS = 5
-"""With fewer topics sign flips cannot reach the level: the smallest p of 4 topics is 1/16."""
+LEAST_TOPICS = 10
+"""With fewer topics nothing is said: a gain from an AUROC of 0.64 to 0.99 at 12 of 20 checkpoints is found in 15 % of
+cases with 8 topics, 34 % with 10, 55 % with 12, 74 % with 14 and 98 % with 24."""
 LEAST_ROOM = 0.05
 _COVERAGE = 0.95
 
@@ -98,7 +99,7 @@ def emergence(
         words: scores of the reader of words for the same texts, ``[n_positive]`` and ``[n_negative]``.
 
     Returns:
-        ``inconclusive`` with fewer than 5 topics; ``no room`` where checkpoint 0 or the words have an AUROC above
+        ``inconclusive`` with fewer than 10 topics; ``no room`` where checkpoint 0 or the words have an AUROC above
         0.95, so that there is next to nothing to gain.
     """
     ups, downs = (np.vstack([side, said]) for side, said in zip((positive, negative), words, strict=True))

@@ -28,6 +28,7 @@ from traitscope.suite.tokens import content_mask
 _MOST_CURVES = 6
 _MOST_NAMED = 5
 _BEGINNING = 8
+_LONGEST = 1000
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ def _findings(heads: Sequence[_Head]) -> tuple[str, ...]:
     if told:
         sentences.append(
             f"Of {told} heads, {len(counts['decays'])} decay faster than a head that looks everywhere alike, "
-            f"{len(counts['grows'])} come to look more, {len(counts['no decay'])} show no decay: an infinite "
-            "half-life cannot be excluded."
+            f"{len(counts['grows'])} come to look more, {len(counts['no decay'])} show no decay once corrected for "
+            "all heads: an infinite half-life cannot be excluded."
         )
     fastest = sorted(counts["decays"], key=lambda head: -head.decay.rate)[:_MOST_NAMED]
     if fastest:
@@ -235,11 +236,19 @@ def _half_life_told(head: _Head) -> str:
 
 def _half_life(decay: HeadDecay) -> str | None:
     """A half-life with its interval; without decay, what it is at least."""
-    if decay.verdict == "decays":
-        return f"{decay.half_life:.3g} [{decay.shortest_half_life:.3g}, {decay.longest_half_life:.3g}]"
-    if decay.verdict == "no decay" and decay.shortest_half_life is not None:
-        return f"≥ {decay.shortest_half_life:.3g}"
-    return None
+    shortest = decay.shortest_half_life
+    if decay.half_life is not None:
+        return f"{_tokens(decay.half_life)} [{_tokens(shortest)}, {_tokens(decay.longest_half_life)}]"
+    if decay.verdict == "inconclusive" or shortest is None:
+        return None
+    return _tokens(shortest) if shortest > _LONGEST else f"≥ {_tokens(shortest)}"
+
+
+def _tokens(count: float | None) -> str:
+    """A number of tokens; None is infinity, and beyond a thousand all are as good as that."""
+    if count is None or count > _LONGEST:
+        return f"> {_LONGEST}"
+    return f"{count:.1f}" if count < 10 else f"{count:.0f}"
 
 
 def _table(heads: Sequence[_Head]) -> AnswerTable:
@@ -261,7 +270,7 @@ def _row(head: _Head) -> tuple[Plain, ...]:
     decay = head.decay
     told = decay.verdict != "inconclusive"
     start = None if np.isnan(head.beginning) else f"{head.beginning:.2f}"
-    p = f"{decay.p:.3f}" if told else None
+    p = ("<0.001" if decay.p < 0.001 else f"{decay.p:.3f}") if told else None
     return (head.name, decay.n_prompts, f"{head.first:.0%}", start, _half_life(decay), p, decay.verdict)
 
 

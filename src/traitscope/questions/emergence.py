@@ -191,22 +191,20 @@ def _findings(examined: Sequence[_Examined]) -> list[str]:
 def _finding(row: _Evidence, checkpoints: Sequence[str]) -> str:
     found = row.found
     where = f"{row.trait}, {row.kind}"
-    first, words = found.auroc.value[0], found.words[0]
-    baselines = f"checkpoint 0 has {first:.2f}, the words have {words:.2f}"
-    if found.outcome == "inconclusive":
-        return f"{where}: inconclusive, {found.n_topics} topics are fewer than {LEAST_TOPICS}."
-    if found.outcome == "no room":
-        return f"{where}: no room for a gain; {baselines}."
     best = int(np.argmax(found.auroc.value))
+    aurocs = (
+        f"AUROC {found.auroc.value[0]:.2f} at checkpoint 0, {found.words[0]:.2f} of the words, "
+        f"{found.auroc.value[best]:.2f} at best ({checkpoints[best]})"
+    )
+    if found.outcome == "inconclusive":
+        return f"{where}: inconclusive, as {found.n_topics} topics are fewer than {LEAST_TOPICS}; {aurocs}."
     if found.checkpoint is None:
-        return (
-            f"{where}: no gain shown over both baselines over {found.n_topics} topics; {baselines}, the best "
-            f"checkpoint {checkpoints[best]} has {found.auroc.value[best]:.2f}."
-        )
+        return f"{where}: {found.outcome} over both baselines; {aurocs}, {found.n_topics} topics."
     at = found.checkpoint
     return (
-        f"{where}: emerges at {checkpoints[at]} with AUROC {found.auroc.value[at]:.2f}; {baselines} "
-        f"(gains {_interval(found.over_first.curve, at)} and {_interval(found.over_words.curve, at)})."
+        f"{where}: emerges at {checkpoints[at]} with AUROC {found.auroc.value[at]:.2f}, a gain of "
+        f"{_interval(found.over_first.curve, at)} over checkpoint 0 and of {_interval(found.over_words.curve, at)} "
+        f"over the words; {aurocs}, {found.n_topics} topics."
     )
 
 
@@ -235,7 +233,8 @@ def _table(examined: Sequence[_Examined]) -> AnswerTable:
 def _row(row: _Evidence, checkpoints: Sequence[str]) -> tuple[Plain, ...]:
     found = row.found
     best = int(np.argmax(found.auroc.value))
-    alone = [gain.first for gain in (found.over_first, found.over_words)]
+    told = found.outcome != "inconclusive"
+    alone = [gain.first if told else None for gain in (found.over_first, found.over_words)]
     return (
         row.trait,
         row.kind,
@@ -263,9 +262,9 @@ def _panel(one: _Examined) -> Curves:
         curves.append(
             Curve(f"{row.kind} ({row.found.n_topics} topics)", x, tuple(auroc_curve.value.tolist()), low, high)
         )
-        references.append(Reference(row.found.words[0], f"words on {row.kind}"))
+        references.append(Reference(row.found.words[0], f"words on {row.kind} (horizontal)"))
     marks = [
-        Reference(float(row.found.checkpoint), f"emergence on {row.kind}")
+        Reference(float(row.found.checkpoint), f"emergence on {row.kind} (vertical)")
         for row in one.evidence
         if row.found.checkpoint is not None
     ]
@@ -276,7 +275,7 @@ def _panel(one: _Examined) -> Curves:
         y_label="AUROC",
         curves=tuple(curves),
         references=tuple(references),
-        marks=(Reference(float(readout), "readout R"), *marks),
+        marks=(Reference(float(readout), "readout R (vertical)"), *marks),
         x_names=one.checkpoints,
     )
 

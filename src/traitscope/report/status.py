@@ -38,7 +38,7 @@ def print_status(console: Console, status: Mapping[str, Any]) -> None:
     for line in lines:
         console.print(Text(one_line(line)), soft_wrap=True)
     for response in _responses(status):
-        console.print(response)
+        console.print(response, no_wrap=True, overflow="ellipsis")  # joined texts lose their own
     _print_end(console, status)
 
 

@@ -231,6 +231,7 @@ class Session:
 
     def _split_open_layers(self) -> None:
         """Keep who wrote the traits in the open layers, while the model is there."""
+        self._events.add("splitting")
         with self._cost.timed("splitting"):
             try:
                 write_opened_writes(self._frozen, self._model)

@@ -24,7 +24,7 @@ from traitscope.run.events import events_of_last_session
 from traitscope.run.lock import is_locked
 
 _LAST_RESPONSES = 3
-_STAGES = {"resume": "loading", "verifying": "verifying"}
+_STAGES = {"resume": "loading", "verifying": "verifying", "splitting": "splitting open layers"}
 
 
 def run_status(run_dir: Path) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _stage(events: Sequence[Mapping[str, Any]]) -> str:
 def _rate(sessions: Sequence[Mapping[str, Any]]) -> float | None:
     """Generated tokens per second of generation, over all sessions."""
     seconds = sum(session["seconds"].get("generating", 0.0) for session in sessions)
-    return sum(session["generated_tokens"] for session in sessions) / seconds if seconds else None
+    return sum(session.get("generated_tokens", 0) for session in sessions) / seconds if seconds else None
 
 
 def _read_asked(run_dir: Path) -> dict[str, _Asked]:

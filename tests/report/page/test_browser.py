@@ -196,3 +196,13 @@ def test_nothing_runs_over_the_edge_of_a_phone(browser: Browser, report: Path, s
         opened.show(section)
     assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
     assert opened.said == []
+
+
+def test_paper_is_light_whatever_the_screen_is(browser: Browser, report: Path) -> None:
+    opened = Opened(browser, report, color_scheme="dark")
+    ink = "document.getElementById('heatmap').layout.font.color"
+    on_screen = opened.page.evaluate(ink)
+    opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert (on_screen, opened.page.evaluate(ink)) == ("#e6e9ee", "#1b1f27")
+    opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert opened.page.evaluate(ink) == on_screen

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +166,8 @@ def test_a_steered_experiment_is_shown_by_dose(small_run: Callable[..., Path]) -
     steer = {"trait": "loudness", "alpha": [-0.2, 0, 0.2]}
     _, data = _data(small_run(experiments=[{"name": "pushed", "prompts": ["sun", "rain"], "steer": steer}]))
     assert [group["name"] for group in data["experiments"]] == ["pushed@-0.2", "pushed@+0", "pushed@+0.2"]
+
+
+def test_the_chart_library_is_the_published_one_unchanged() -> None:
+    digest = hashlib.sha256((resources.files("traitscope.report.page") / "assets/plotly-cartesian.min.js").read_bytes())
+    assert digest.hexdigest() == "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"

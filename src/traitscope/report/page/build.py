@@ -32,6 +32,19 @@ from traitscope.report.page.trait_cards import described_traits, reader_cosines
 _BUDGET = 5_000_000
 """Bytes that layer × token maps, writes and open layers take at most, unless everything is asked for."""
 
+_SCRIPTS = (
+    "plotly-cartesian.min.js",
+    "held.js",
+    "charts.js",
+    "tokens.js",
+    "each_prompt.js",
+    "compare.js",
+    "open_layer.js",
+    "cosines.js",
+    "sections.js",
+)
+"""In the order in which the page runs them."""
+
 
 def report_file(run_dir: Path) -> Path:
     return run_dir / "report.html"
@@ -198,14 +211,14 @@ def _table(captures: Sequence[Mapping[str, Any]], held: set[str], traits: Sequen
 
 
 def _page(*, data: Mapping[str, Any], blobs: Mapping[str, str], **content: Any) -> str:
-    """Fill the template; only the two scripts whose hashes stand in the policy may run."""
+    """Fill the template; only the scripts whose hashes stand in the policy may run."""
     import jinja2
     from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    scripts = [_asset(name) for name in ("plotly-cartesian.min.js", "report.js")]
+    scripts = [_asset(name) for name in _SCRIPTS]
     return environment.get_template("report.html.j2").render(
         **content,
         policy=_policy(scripts),
