@@ -268,7 +268,8 @@ def _panel(one: _Examined) -> Curves:
         curves.append(
             Curve(f"{row.kind} ({row.found.n_topics} topics)", x, tuple(auroc_curve.value.tolist()), low, high)
         )
-        references.append(Reference(row.found.words[0], f"words on {row.kind} (horizontal)"))
+        if row.kind != _ALONE:  # the same text as own text, so the same words
+            references.append(Reference(row.found.words[0], f"words on {row.kind} (horizontal)"))
     marks = [
         Reference(float(row.found.checkpoint), f"emergence on {row.kind} (vertical)")
         for row in one.evidence
