@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from conftest import random_bank
 from independent import independent_logprobs, independent_states
 from tiny_models import CONFIGS, VOCAB
+from traitscope.model import capture
 from traitscope.model.capture import ReaderBank
 from traitscope.model.decode import Decoded, decode
 from traitscope.model.loading import LanguageModel
@@ -51,7 +52,7 @@ def _ending_early(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Lan
 
 
 def assert_same_as_generate(model: LanguageModel, prompt: Sequence[int], found: Decoded, new_tokens: int) -> None:
-    ids = torch.tensor([list(prompt)])
+    ids = torch.tensor([list(prompt)], device=model.device)
     expected = model.module.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -64,7 +65,7 @@ def assert_same_as_generate(model: LanguageModel, prompt: Sequence[int], found: 
         return
     pairs = enumerate(zip(found.response_ids, expected, strict=False))
     step = next(n for n, (ours, theirs) in pairs if ours != theirs)
-    context = torch.tensor([[*prompt, *expected[:step]]])
+    context = torch.tensor([[*prompt, *expected[:step]]], device=model.device)
     with torch.inference_mode():
         logits = model.module(input_ids=context).logits[0, -1]
     gap = float((logits[expected[step]] - logits[found.response_ids[step]]).abs())
@@ -151,6 +152,25 @@ def test_replay_gives_what_decode_gave(tiny: Callable[..., LanguageModel]) -> No
     bank = random_bank(model)
     for prompt, row in zip(_prompts(4), _decode(model, _prompts(4), bank, 4), strict=True):
         assert_same_row(replay_scores(model, prompt, row.response_ids, bank), row)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "bloom", "gpt2"])
+def test_states_that_are_gathered_first_give_the_same_columns(
+    tiny: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    """As on a GPU: the state must be copied when it is reached, and the prompts' pass may be too long for it."""
+    model, prompts = tiny(architecture, eos=MANY_EOS), _prompts(8)
+    bank = random_bank(model)
+    monkeypatch.setattr(capture, "_GATHERING_DEVICES", ())
+    at_once = _decode(model, prompts, bank, 8)
+    monkeypatch.setattr(capture, "_GATHERING_DEVICES", (model.device.type,))
+    for most in (1_000_000, 8_000):
+        monkeypatch.setattr(capture, "_MOST_GATHERED_BYTES", most)
+        for found, expected in zip(_decode(model, prompts, bank, 8), at_once, strict=True):
+            assert_same_row(found, expected)
+            assert found.trace is not None
+            assert expected.trace is not None
+            np.testing.assert_allclose(found.trace.norms, expected.trace.norms, rtol=1e-5)
 
 
 def test_capture_changes_no_token(tiny: Callable[..., LanguageModel]) -> None:

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from conftest import SCENARIOS
+from device import DEVICE
 from traitscope.captures.files import committed_shards, internals_file, shard_file
 from traitscope.captures.schema import SHARD_TABLES
 from traitscope.run.night import start_run
@@ -51,7 +52,7 @@ def quiet() -> Reporter:
 
 
 def run_suite(suite: Path, out: Path, *, batch_size: int | None = 2, shard_size: int | None = 2) -> Path:
-    prepared = prepare(load_suite(str(suite)), device="cpu")
+    prepared = prepare(load_suite(str(suite)), device=DEVICE)
     return start_run(
         prepared, out=out, batch_size=batch_size, shard_size=shard_size, allow_foreign=False, reporter=quiet()
     )
