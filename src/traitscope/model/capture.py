@@ -12,10 +12,6 @@ import torch
 from traitscope.model.anatomy import Anatomy
 from traitscope.model.watch import watch
 
-_GATHERING_DEVICES = ("cuda",)
-_MOST_GATHERED_BYTES = 256_000_000
-"""Longer passes keep a GPU busy by themselves, and their states would take memory that rows could have."""
-
 
 @dataclass(frozen=True)
 class ReaderBank:
@@ -77,19 +73,22 @@ def captured_bytes_per_position(n_checkpoints: int, n_traits: int) -> int:
 
 
 class ScoreCapture:
-    """Projections of the forward pass that runs inside ``capturing``; no state of the stream outlives its pass."""
+    """Projections of the forward pass that runs inside ``capturing``; no state of the stream is kept."""
 
     def __init__(self, bank: ReaderBank, device: torch.device) -> None:
         # Readers as rows in memory: a product with few columns is faster that way.
-        self._readers = bank.matrix().to(device).transpose(1, 2).contiguous()
-        self._matrices = [readers.T for readers in self._readers]
-        self._pass: _ProjectedPass | _GatheredPass | None = None
+        self._matrices = [matrix.T for matrix in bank.matrix().to(device).transpose(1, 2).contiguous()]
+        self._pass: _PassColumns | None = None
 
     def observe(self, checkpoint: int, state: torch.Tensor) -> None:
         """Project one checkpoint's ``[tokens, d_model]``; products accumulate in float32."""
+        state = state.float()
+        matrix = self._matrices[checkpoint]
+        if matrix.device != state.device:
+            self._matrices[checkpoint] = matrix = matrix.to(state.device)
         if self._pass is None:
-            self._pass = self._new_pass(state)
-        self._pass.put(checkpoint, state)
+            self._pass = _PassColumns(len(self._matrices), state, matrix.shape[1])
+        self._pass.put(checkpoint, state, matrix)
 
     def take(self) -> torch.Tensor:
         """``[n_checkpoints, tokens, 2 * n_traits + 1]`` of the last forward pass, on the first one's device.
@@ -101,31 +100,20 @@ class ScoreCapture:
         missing = set(range(len(self._matrices))) - (taken.reached if taken is not None else set())
         if missing or taken is None:
             raise RuntimeError(f"the forward pass did not reach checkpoints {sorted(missing)}")
-        return taken.columns()
-
-    def _new_pass(self, state: torch.Tensor) -> _ProjectedPass | _GatheredPass:
-        gathered_bytes = len(self._matrices) * state.numel() * 4
-        if state.device.type in _GATHERING_DEVICES and gathered_bytes <= _MOST_GATHERED_BYTES:
-            return _GatheredPass(self._readers, state)
-        return _ProjectedPass(self._matrices, state)
+        return torch.cat([taken.products, taken.norms.unsqueeze(-1)], dim=-1)
 
 
-class _ProjectedPass:
-    """One forward pass, each checkpoint projected when it is reached: two operations each, and no copy."""
+class _PassColumns:
+    """Room for what one forward pass gives, so that each checkpoint costs two operations and no copy."""
 
-    def __init__(self, matrices: list[torch.Tensor], state: torch.Tensor) -> None:
-        n_checkpoints, n_readers = len(matrices), matrices[0].shape[1]
+    def __init__(self, n_checkpoints: int, state: torch.Tensor, n_readers: int) -> None:
+        self.products = state.new_empty(n_checkpoints, state.shape[0], n_readers)
+        self.norms = state.new_empty(n_checkpoints, state.shape[0])
         self.reached: set[int] = set()
-        self._matrices = matrices
-        self._all_products = torch.empty(n_checkpoints, state.shape[0], n_readers, device=state.device)
-        self._all_norms = torch.empty(n_checkpoints, state.shape[0], device=state.device)
-        self._products, self._norms = self._all_products.unbind(), self._all_norms.unbind()
+        self._products, self._norms = self.products.unbind(), self.norms.unbind()
 
-    def put(self, checkpoint: int, state: torch.Tensor) -> None:
+    def put(self, checkpoint: int, state: torch.Tensor, matrix: torch.Tensor) -> None:
         self.reached.add(checkpoint)
-        state, matrix = state.float(), self._matrices[checkpoint]
-        if matrix.device != state.device:
-            self._matrices[checkpoint] = matrix = matrix.to(state.device)
         products, norms = self._products[checkpoint], self._norms[checkpoint]
         if state.device == norms.device:
             torch.mm(state, matrix, out=products)
@@ -133,31 +121,6 @@ class _ProjectedPass:
         else:
             products.copy_(state @ matrix)
             norms.copy_(torch.linalg.vector_norm(state, dim=-1))
-
-    def columns(self) -> torch.Tensor:
-        return torch.cat([self._all_products, self._all_norms.unsqueeze(-1)], dim=-1)
-
-
-class _GatheredPass:
-    """One forward pass whose states are copied and projected all at once when it is over.
-
-    On a GPU a pass over few tokens takes as long as the host needs to start its kernels: this is one a checkpoint.
-    """
-
-    def __init__(self, readers: torch.Tensor, state: torch.Tensor) -> None:
-        self.reached: set[int] = set()
-        self._readers = readers
-        self._all_states = state.new_empty(len(readers), *state.shape)
-        self._states = self._all_states.unbind()
-
-    def put(self, checkpoint: int, state: torch.Tensor) -> None:
-        self.reached.add(checkpoint)
-        self._states[checkpoint].copy_(state)
-
-    def columns(self) -> torch.Tensor:
-        states = self._all_states.float()
-        products = states @ self._readers.to(states.device).transpose(1, 2)
-        return torch.cat([products, torch.linalg.vector_norm(states, dim=-1, keepdim=True)], dim=-1)
 
 
 @contextmanager
