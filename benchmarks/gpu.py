@@ -86,7 +86,9 @@ def main() -> None:
     floor = 1000 * weight_bytes / copied
     print(machine(device), flush=True)
     print(f"{weight_bytes / 1e9:.2f} GB of weights, {copied / 1e12:.2f} TB/s read and written: floor {floor:.2f} ms")
-    print("batch | capture | none | generate | capture/none | capture/generate | none/generate | floor/capture | tokens/s")
+    print(
+        "batch | capture | none | generate | capture/none | capture/generate | none/generate | floor/capture | tokens/s"
+    )
     results = []
     for batch in given.batches:
         measured = measure(model, bank, batch, given.prompt, given.tokens, given.rounds)
@@ -126,9 +128,7 @@ def moved_bytes_per_second(device: torch.device) -> float:
     return 2 * source.numel() * source.itemsize / fastest
 
 
-def measure(
-    model: LanguageModel, bank: ReaderBank, batch: int, longest: int, n_steps: int, n_rounds: int
-) -> Measured:
+def measure(model: LanguageModel, bank: ReaderBank, batch: int, longest: int, n_steps: int, n_rounds: int) -> Measured:
     """Time all contenders in turn; a round before the first one is thrown away."""
     prompts = ragged_prompts(model, batch, longest)
     contenders: dict[str, Callable[[], float]] = {
@@ -213,7 +213,8 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
 
 def machine(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
-    return f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    return f"{name}, {versions}"
 
 
 def line(measured: Measured, floor: float) -> str:
