@@ -10,18 +10,28 @@ import pytest
 import torch
 
 from device import DEVICE
+from nights import quiet
 from tiny_models import tiny_biased_model, tiny_model, tiny_tokenizer
 from traitscope import cli
 from traitscope.model.capture import ReaderBank
 from traitscope.model.loading import LanguageModel, load_model
-
-SCENARIOS = Path(__file__).parent / "data" / "loudness.yaml"
+from traitscope.run.night import start_run
+from traitscope.run.prepare import prepare
+from traitscope.suite.file import load_suite
 
 
 @pytest.fixture(scope="session")
 def embedded() -> LanguageModel:
     """The embedded model, converted once into the user's cache."""
     return load_model("smollm2-135m", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def reference_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The night as ``make demo`` runs it; vectors are fitted once into the user's cache."""
+    out = tmp_path_factory.mktemp("night")
+    prepared = prepare(load_suite("overnight"), device="cpu")
+    return start_run(prepared, out=out, batch_size=None, shard_size=None, allow_foreign=False, reporter=quiet())
 
 
 @pytest.fixture(scope="session")

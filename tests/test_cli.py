@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import traitscope
-from conftest import SCENARIOS
 from nights import write_suite
+from tiny_models import SCENARIOS
 from traitscope.run import night
 from traitscope.traits.store import find_trait, vectors_for
 from traitscope.traits.vectors import save_vectors

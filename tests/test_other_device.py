@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SCENARIOS
 from nights import quiet, write_suite
 from pretended_device import pretended_device
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import SCENARIOS, tiny_model, tiny_tokenizer
 from traitscope.attribution import neutral
 from traitscope.attribution.closure import check_closure
 from traitscope.attribution.explanation import explain

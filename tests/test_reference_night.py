@@ -8,24 +8,17 @@ import numpy as np
 import pytest
 
 from independent import independent_states
-from nights import quiet
 from traitscope.captures.reading import Run, open_run
 from traitscope.captures.summaries import run_summary, summary_of, went_well
 from traitscope.model.loading import LanguageModel
-from traitscope.run.night import start_run
-from traitscope.run.prepare import prepare
-from traitscope.suite.file import load_suite
 from traitscope.traits.vectors import load_vectors
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The night as ``make demo`` runs it; vectors are fitted once into the user's cache."""
-    out = tmp_path_factory.mktemp("night")
-    prepared = prepare(load_suite("overnight"), device="cpu")
-    return start_run(prepared, out=out, batch_size=None, shard_size=None, allow_foreign=False, reporter=quiet())
+def run_dir(reference_night: Path) -> Path:
+    return reference_night
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from agreement import Agreement, agreement
 from contenders import CONTENDERS, Contender, Worker, python_of, working
-from report import Measured, Setting, section, write_section
 from workload import reference_night, write_workload
 
+from report import Measured, Setting, section, write_section
 from traitscope.cache import cache_directory
 from traitscope.errors import RunError, TraitscopeError
 

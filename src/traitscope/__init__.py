@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from traitscope.attribution.closure import check_closure
     from traitscope.attribution.explanation import explain
     from traitscope.captures.reading import Run, open_run
-    from traitscope.captures.summaries import mean_z
+    from traitscope.captures.responses import mean_z
     from traitscope.errors import InputError, RunError, TraitscopeError
     from traitscope.model.loading import LanguageModel, load_model
     from traitscope.run.notebook import capture
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Run": "traitscope.captures.reading",
     "open_run": "traitscope.captures.reading",
-    "mean_z": "traitscope.captures.summaries",
+    "mean_z": "traitscope.captures.responses",
     "InputError": "traitscope.errors",
     "RunError": "traitscope.errors",
     "TraitscopeError": "traitscope.errors",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from traitscope.cli_analyse import analyse
 from traitscope.cli_options import (
     AllowForeign,
     AsJson,
@@ -23,11 +24,13 @@ from traitscope.cli_options import (
     print_json,
     stdout,
 )
+from traitscope.cli_report import report, report_at_end
 from traitscope.cli_traits import traits_app
 from traitscope.errors import InputError, TraitscopeError
 
 if TYPE_CHECKING:
     from traitscope.run.prepare import Prepared
+    from traitscope.run.tracking import Tracking
     from traitscope.suite.file import LoadedSuite
 
 app = typer.Typer(
@@ -39,8 +42,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(traits_app, name="traits")
+app.command()(analyse)
+app.command()(report)
 
 _DEFAULT_SUITE = "overnight"
+_SUITE_HELP = "A suite file, or a built-in suite (overnight, medium, full, confound)."
 _DEFAULT_OUT = Path("runs")
 
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest response, in every experiment.")]
@@ -50,7 +56,7 @@ RunDir = Annotated[Path, typer.Argument(help="A run directory.")]
 
 @app.command()
 def run(
-    suite: Annotated[str | None, typer.Argument(help="A suite file, or a built-in suite (overnight).")] = None,
+    suite: Annotated[str | None, typer.Argument(help=_SUITE_HELP)] = None,
     model: Model = None,
     out: Out = _DEFAULT_OUT,
     device: Device = "auto",
@@ -65,9 +71,13 @@ def run(
     retime: Annotated[bool, typer.Option(help="Time the model anew instead of trusting its remembered pace.")] = False,
     allow_foreign: AllowForeign = False,
     trust_remote_code: TrustRemoteCode = False,
+    track: Annotated[
+        str | None, typer.Option(metavar="TRACKER", help="Tell a tracker: trackio, wandb or module:object.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a suite in one pass, or go on with a run."""
+    tracking = _tracking(track)
     width = _auto_or_number("--batch-size", batch_size)
     per_shard = _auto_or_number("--shard-size", shard_size)
     if resume is not None:
@@ -75,8 +85,9 @@ def run(
             raise InputError(
                 "--batch-size, --shard-size, --dry-run and --retime do not go with --resume: the run is frozen"
             )
-        _resume(resume, suite, model, max_new_tokens, device, dtype, retry_failed=retry_failed, deep=deep)
-        _finish(resume, as_json)
+        with tracking:
+            _resume(resume, suite, model, max_new_tokens, device, dtype, tracking, retry_failed=retry_failed, deep=deep)
+            _finish(resume, as_json, tracking)
         return
     if retry_failed or deep:
         raise InputError("--retry-failed and --deep need --resume RUN_DIR")
@@ -85,13 +96,22 @@ def run(
         _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code), width, as_json)
         return
     prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code)
-    run_dir = _start(prepared, out, batch_size=width, shard_size=per_shard, allow_foreign=allow_foreign, retime=retime)
-    _finish(run_dir, as_json)
+    with tracking:
+        run_dir = _start(
+            prepared,
+            out,
+            batch_size=width,
+            shard_size=per_shard,
+            allow_foreign=allow_foreign,
+            retime=retime,
+            tracking=tracking,
+        )
+        _finish(run_dir, as_json, tracking)
 
 
 @app.command()
 def plan(
-    suite: Annotated[str, typer.Argument(help="A suite file, or a built-in suite.")] = _DEFAULT_SUITE,
+    suite: Annotated[str, typer.Argument(help=_SUITE_HELP)] = _DEFAULT_SUITE,
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -144,28 +164,62 @@ def capture(
 
 
 @app.command()
-def status(run_dir: RunDir, as_json: AsJson = False) -> None:
-    """Say where a run stands."""
-    from traitscope.report.terminal import print_status
+def status(
+    run_dir: RunDir,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep looking until the run is complete; Ctrl-C leaves.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="With --watch: how often to look.")] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say where a run stands, once or while it runs."""
+    from traitscope.report.status import print_status
     from traitscope.run.status import run_status
 
+    if watch:
+        if as_json:
+            raise InputError("status: --json says it once; leave out --watch, and ask again as often as you like")
+        _watch(run_dir, every)
+        return
     found = run_status(run_dir)
     if as_json:
         print_json(found)
     else:
         print_status(stdout(), found)
-    if any(found["counts"].get(kind) for kind in ("failed", "too_long")):
+    if any(found["counts"].get(kind) for kind in ("failed", "too_long")) or not _verified(found):
+        raise typer.Exit(1)
+
+
+def _verified(found: Mapping[str, Any]) -> bool:
+    return found["verify"] is None or found["verify"]["passed"]
+
+
+def _watch(run_dir: Path, every: float) -> None:
+    """End as the run did: with exit code 1 if not all went well. Leaving early says nothing of the run."""
+    from traitscope.report.status import print_changes, show_live
+    from traitscope.run.watching import watch_run
+
+    console = stdout()
+    show = show_live if console.is_terminal else print_changes
+    try:
+        last = show(console, watch_run(run_dir, every))
+    except KeyboardInterrupt:
+        return
+    if not last["went_well"]:
         raise typer.Exit(1)
 
 
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(help="Where the files go; it must not hold a suite yet.")],
+    suite: Annotated[
+        str, typer.Option(help="Which built-in suite: overnight, medium, full or confound.")
+    ] = _DEFAULT_SUITE,
 ) -> None:
-    """Write the built-in suite and its prompt files, to edit."""
+    """Write a built-in suite and its prompt files, to edit."""
     from traitscope.suite.file import built_in_suite_folder
 
-    source = built_in_suite_folder(_DEFAULT_SUITE)
+    source = built_in_suite_folder(suite)
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
     if standing := [file for file in files if (directory / file).exists()]:
         raise InputError(f"{directory}: {standing[0]} exists already there; choose another directory")
@@ -258,6 +312,7 @@ def _start(
     shard_size: int | None,
     allow_foreign: bool,
     retime: bool = False,
+    tracking: Tracking | None = None,
 ) -> Path:
     with _quick_imports():
         from traitscope.run.night import start_run
@@ -273,7 +328,15 @@ def _start(
         allow_foreign=allow_foreign,
         reporter=default_reporter(),
         retime=retime,
+        on_end=report_at_end,
+        tracking=tracking,
     )
+
+
+def _tracking(reference: str | None) -> Tracking:
+    from traitscope.run.tracking import Tracking, find_tracker
+
+    return Tracking(None if reference is None else find_tracker(reference))
 
 
 def _resume(
@@ -283,6 +346,7 @@ def _resume(
     max_new_tokens: int | None,
     device: str,
     dtype: str,
+    tracking: Tracking,
     *,
     retry_failed: bool,
     deep: bool,
@@ -292,18 +356,29 @@ def _resume(
     from traitscope.run.same_inputs import refuse_other_inputs
 
     refuse_other_inputs(run_dir, suite=suite, model=model, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
-    resume_run(run_dir, retry_failed=retry_failed, deep=deep, reporter=default_reporter())
+    reporter = default_reporter()
+    resume_run(
+        run_dir,
+        retry_failed=retry_failed,
+        deep=deep,
+        reporter=reporter,
+        tracking=tracking,
+        on_end=report_at_end,
+    )
 
 
-def _finish(run_dir: Path, as_json: bool) -> None:
+def _finish(run_dir: Path, as_json: bool, tracking: Tracking | None = None) -> None:
     from traitscope.captures.summaries import run_summary, went_well
     from traitscope.report.terminal import print_summary
+    from traitscope.run.shard_metrics import summary_metrics
 
     summary = run_summary(run_dir)
     if as_json:
         print_json(summary)
     else:
         print_summary(stdout(), summary)
+    if tracking is not None:
+        tracking.summary(lambda: summary_metrics(summary))
     if not went_well(summary):
         raise typer.Exit(1)
 
@@ -440,6 +515,14 @@ def verify(
         print_verdict(stdout(), verdict.described())
     if not verdict.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of suite files, for editors."""
+    from traitscope.suite.file import suite_schema
+
+    print_json(suite_schema())
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def near_names(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "none are known"
 
 
-def one_line_of(error: Exception) -> str:
+def one_line_of(error: BaseException) -> str:
     """The kind of an error and the first line of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from conftest import SCENARIOS
 from nights import run_suite, write_suite
+from tiny_models import SCENARIOS
 from traitscope.captures.files import done_file
 from traitscope.captures.reading import Run, open_run
-from traitscope.captures.summaries import mean_z
+from traitscope.captures.responses import mean_z
 from traitscope.errors import InputError
 from traitscope.model.loading import LanguageModel, load_model
 from traitscope.run.notebook import capture

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 
-from conftest import SCENARIOS
 from device import DEVICE
+from tiny_models import SCENARIOS
 from traitscope.captures.files import committed_shards, internals_file, shard_file
 from traitscope.captures.schema import SHARD_TABLES
 from traitscope.run.night import start_run
 from traitscope.run.prepare import prepare
 from traitscope.run.progress import Reporter
+from traitscope.run.tracking import Tracking
 from traitscope.suite.file import load_suite
 
 WORDS = ["sun", "rain", "stone", "river", "cloud", "moss"]
@@ -51,10 +52,18 @@ def quiet() -> Reporter:
     return Reporter(Console(file=io.StringIO()))
 
 
-def run_suite(suite: Path, out: Path, *, batch_size: int | None = 2, shard_size: int | None = 2) -> Path:
+def run_suite(
+    suite: Path, out: Path, *, batch_size: int | None = 2, shard_size: int | None = 2, tracking: Tracking | None = None
+) -> Path:
     prepared = prepare(load_suite(str(suite)), device=DEVICE)
     return start_run(
-        prepared, out=out, batch_size=batch_size, shard_size=shard_size, allow_foreign=False, reporter=quiet()
+        prepared,
+        out=out,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        allow_foreign=False,
+        reporter=quiet(),
+        tracking=tracking,
     )
 
 

@@ -143,7 +143,7 @@ def test_what_memory_or_disk_cannot_hold_is_refused_before_a_model_is_loaded(
 
 
 def test_in_memory_captures_open_layers_too(tiny: Any, tiny_cache: Path) -> None:
-    from conftest import SCENARIOS
+    from tiny_models import SCENARIOS
 
     run = capture(tiny(), ["moss"], [str(SCENARIOS)], max_new_tokens=4, internals={"layers": [1], "keep": ["pattern"]})
     generation = run.captures.collect()["generation"][0]

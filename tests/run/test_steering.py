@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 import torch
 
-from conftest import SCENARIOS
 from device import DEVICE
 from nights import quiet, run_suite, tables_digest, write_suite
+from tiny_models import SCENARIOS
 from traitscope.attribution.closure import check_closure
 from traitscope.attribution.explanation import explain
 from traitscope.captures.reading import open_run

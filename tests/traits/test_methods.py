@@ -13,8 +13,6 @@ from traitscope.errors import InputError
 from traitscope.traits import readout
 from traitscope.traits.methods import (
     METHODS,
-    auroc,
-    cohens_d,
     energy_of_two,
     find_method,
     linear_discriminant,
@@ -130,11 +128,6 @@ def test_without_leaves_nothing_along_dependent_others() -> None:
 
 def test_energy_of_two_by_hand() -> None:
     np.testing.assert_allclose(energy_of_two(np.array([[-3.0, 1, 0, 2], [1, 1, 1, 1]])), [13 / 14, 1 / 2])
-
-
-def test_auroc_and_d_by_hand() -> None:
-    assert auroc(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0])) == pytest.approx((1 + 0 + 1 + 0.5 + 1 + 1) / 6)
-    assert cohens_d(np.array([1.0, 3.0]), np.array([0.0, 2.0])) == pytest.approx(1 / np.sqrt(2))
 
 
 def _pairs(n_layers: int, strength: dict[int, float], n_pairs: int = 40, d: int = 16) -> PooledPairs:

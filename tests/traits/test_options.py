@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SCENARIOS
+from tiny_models import SCENARIOS
 from traitscope.errors import InputError
 from traitscope.model.loading import LanguageModel
 from traitscope.suite.file import BASE_TEMPLATE

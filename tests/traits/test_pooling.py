@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from conftest import SCENARIOS
+from tiny_models import SCENARIOS
 from traitscope.errors import InputError, RunError
 from traitscope.model.loading import LanguageModel
 from traitscope.model.replay import replay_pooled

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import SCENARIOS
+from tiny_models import SCENARIOS
 from traitscope.errors import InputError
 from traitscope.model.decode import decode
 from traitscope.model.loading import LanguageModel
@@ -20,8 +20,9 @@ from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.rendering import PromptStyle, render
 from traitscope.suite.tokens import TokenDescriber
 from traitscope.traits import store
-from traitscope.traits.scenarios import load_neutral
-from traitscope.traits.store import bank_of, find_trait, vectors_for
+from traitscope.traits import vectors as vector_module
+from traitscope.traits.scenarios import load_neutral, load_scenarios
+from traitscope.traits.store import bank_of, cached_vectors, find_trait, vectors_for
 from traitscope.traits.vectors import REGIONS, TraitVectors, load_vectors, save_vectors
 
 
@@ -44,6 +45,7 @@ def test_a_file_gives_back_what_was_saved(vectors: TraitVectors, tmp_path: Path)
         ):
             torch.testing.assert_close(found[region], saved[region], rtol=0, atol=0, equal_nan=True)
     assert torch.equal(again.calibration.write, vectors.calibration.write)
+    torch.testing.assert_close(again.calibration.trajectory, vectors.calibration.trajectory, equal_nan=True)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -69,6 +71,7 @@ def test_calibration_is_the_statistics_of_neutral_replies(
     style = PromptStyle(None, {}, BASE_TEMPLATE)
     describer = TokenDescriber(model.tokenizer)
     tokens, means, last, norms = [], [], [], []
+    at_readout: list[list[float]] = []
     for text in load_neutral().prompts:
         prompt = render(model.tokenizer, [{"role": "user", "content": text}], style)
         row = decode(
@@ -79,6 +82,7 @@ def test_calibration_is_the_statistics_of_neutral_replies(
         if content.any():
             tokens.append(row.trace.scores[:, content, 0])
             means.append(tokens[-1].mean(axis=1))
+            at_readout.append(tokens[-1][vectors.readout].tolist())
             last.append(row.trace.scores[:, len(prompt.token_ids) - 1, 0])
             norms.append(row.trace.norms[:, content])
     expected = {
@@ -94,6 +98,9 @@ def test_calibration_is_the_statistics_of_neutral_replies(
     assert vectors.calibration.std["prompt_last"][0].isnan(), "every prompt ends in the same token"
     assert not vectors.calibration.std["response_token"].isnan().any()
     np.testing.assert_allclose(vectors.calibration.norm, np.median(np.concatenate(norms, axis=1), axis=1), rtol=1e-3)
+    trajectories = [row[: int((~row.isnan()).sum())].tolist() for row in vectors.calibration.trajectory]
+    for found, expected_row in zip(sorted(trajectories), sorted(at_readout), strict=True):
+        np.testing.assert_allclose(found, expected_row, rtol=1e-3, atol=1e-4)
 
 
 def test_mean_writes_up_to_the_readout_sum_to_its_mean_score(vectors: TraitVectors) -> None:
@@ -119,6 +126,23 @@ def test_vectors_of_another_model_are_refused_or_transferred(
     assert not torch.equal(carried.calibration.norm, vectors.calibration.norm)
     with pytest.raises(InputError, match="do not fit this model's"):
         vectors_for(tiny("gpt_neox"), [reference], allow_foreign=True)
+
+
+def test_the_cache_passes_over_files_of_an_older_format(
+    vectors: TraitVectors, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenarios = load_scenarios(SCENARIOS)
+    current = cached_vectors(scenarios)
+    old = current[0].with_name("loudness-0000000000000000.safetensors")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(vector_module, "FORMAT_VERSION", "1")
+        save_vectors(vectors, old)
+    try:
+        assert cached_vectors(scenarios) == current
+        with pytest.raises(InputError, match="fit it again if it was by an older one"):
+            load_vectors(old)
+    finally:
+        old.unlink()
 
 
 def test_damaged_vector_files_are_refused(vectors: TraitVectors, tmp_path: Path) -> None:

@@ -19,11 +19,26 @@ def head_writes(pattern: np.ndarray, values: np.ndarray, weights: np.ndarray, sc
         weights: ``[n_directions, heads * d_head]``, directions pulled back through the output projection.
         scale: ``[n]``, of what the projection returns.
     """
-    n_heads = pattern.shape[0]
+    towards = values_towards(values, weights, len(pattern))
+    return pattern.astype(np.float64) * towards[:, :, None, :] * scale.astype(np.float64)[:, None]
+
+
+def values_towards(values: np.ndarray, weights: np.ndarray, n_heads: int) -> np.ndarray:
+    """What a head adds when it attends to one token alone, before its scale: ``[n_directions, heads, seq]``.
+
+    ``values`` and ``weights`` as for ``head_writes``.
+    """
     each = np.repeat(values.astype(np.float64), n_heads // values.shape[0], axis=0)
     per_head = weights.astype(np.float64).reshape(len(weights), n_heads, -1)
-    towards = np.einsum("hsd,khd->khs", each, per_head, optimize=True)
-    return pattern.astype(np.float64) * towards[:, :, None, :] * scale.astype(np.float64)[:, None]
+    return np.einsum("hsd,khd->khs", each, per_head, optimize=True)
+
+
+def largest_last(sizes: np.ndarray, most: int) -> np.ndarray:
+    """Indices of the ``most`` largest along the last axis, largest first: ``[..., min(most, n)]``."""
+    most = min(most, sizes.shape[-1])
+    chosen = np.argpartition(-sizes, most - 1, axis=-1)[..., :most]
+    order = np.argsort(-np.take_along_axis(sizes, chosen, axis=-1), axis=-1)
+    return np.take_along_axis(chosen, order, axis=-1)
 
 
 def neuron_writes(neurons: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ def random_vectors(model: LanguageModel, trait: str, *, seed: int) -> TraitVecto
             std={region: torch.ones(len(names)) for region in REGIONS},
             norm=torch.ones(len(names)),
             write=torch.zeros(len(names)),
+            trajectory=torch.zeros(1, 1),
         ),
         origin=VectorOrigin(
             model=model.name,

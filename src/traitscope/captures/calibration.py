@@ -16,7 +16,9 @@ class TraitCalibration:
     """Readout and neutral statistics of one trait.
 
     ``mean`` and ``std`` hold ``[n_checkpoints]`` float32 per region (``prompt_last``, ``response_token``,
-    ``response_mean``).
+    ``response_mean``). ``neutral_trajectory`` holds ``[n_replies, most_tokens]`` float32: raw scores at R of the
+    content tokens of each neutral reply in order, NaN after its last one; ``[0, 0]`` where the vector file is older
+    than it.
     """
 
     trait: str
@@ -26,11 +28,17 @@ class TraitCalibration:
     readout: str
     mean: dict[str, np.ndarray]
     std: dict[str, np.ndarray]
+    neutral_trajectory: np.ndarray
 
     def z(self, scores: np.ndarray, checkpoint: str, region: str = "response_token") -> np.ndarray:
         """Scores of one checkpoint, centred and scaled by the neutral replies of ``region``."""
         row = self.checkpoints.index(checkpoint)
         return (scores - self.mean[region][row]) / self.std[region][row]
+
+    def raw(self, z: np.ndarray, checkpoint: str, region: str = "response_token") -> np.ndarray:
+        """Scores that ``z`` was made of."""
+        row = self.checkpoints.index(checkpoint)
+        return z * self.std[region][row] + self.mean[region][row]
 
 
 def read_calibration(path: Path) -> TraitCalibration:
@@ -57,6 +65,7 @@ def read_calibration(path: Path) -> TraitCalibration:
         readout=metadata["readout"],
         mean=_by_region(statistics, "neutral_mean."),
         std=_by_region(statistics, "neutral_std."),
+        neutral_trajectory=statistics.get("neutral_trajectory", np.zeros((0, 0), dtype=np.float32)),
     )
 
 

@@ -7,31 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
+from traitscope.captures.expectations import scored_expectations
 from traitscope.captures.files import committed_shards, read_frozen_plan, read_retries, read_sessions
+from traitscope.captures.old_procedure import procedures_of
 from traitscope.captures.reading import Run, open_run
-from traitscope.suite.tokens import content_mask
-
-
-def mean_z(run: Run) -> pl.DataFrame:
-    """Mean z at each trait's readout over the content tokens of every response.
-
-    Returns one row per generation that has content, with a column per trait (null where it was not asked).
-    """
-    frames = []
-    for trait in run.traits:
-        scored = run.score(trait, "readout", z=True)
-        content = content_mask(*(scored[name].to_list() for name in ("position", "phase", "role", "special")))
-        frames.append(
-            scored.filter(pl.Series(content))
-            .group_by("generation", maintain_order=True)
-            .agg(pl.col("z").mean().alias(trait))
-        )
-    generations = run.generations.select("generation").collect()
-    for frame in frames:
-        generations = generations.join(frame, on="generation", how="left", maintain_order="left")
-    return generations
+from traitscope.captures.responses import mean_z
 
 
 def summary_of(run: Run) -> list[dict[str, Any]]:
@@ -101,8 +81,12 @@ def run_summary(run_dir: Path) -> dict[str, Any]:
             for trait in run.traits.values()
         },
         "captures": captures,
+        "expectations": [
+            expected.described() for expected in scored_expectations(run, read_frozen_plan(run_dir)["suite"])
+        ],
         "verify": next((s["verify"] for s in reversed(read_sessions(run_dir)) if s["verify"]), None),
         "cost": cost_of(run_dir),
+        "old_procedure": procedures_of(run, run_dir),
     }
 
 

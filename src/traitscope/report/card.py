@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from traitscope.report.terminal import one_line
+from traitscope.report.text import one_line
 
 _PASSED, _MISSED = "✓", "✗"
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from traitscope.report.terminal import one_line
+from traitscope.report.text import one_line
 
 if TYPE_CHECKING:
     from traitscope.attribution.closure import Closure

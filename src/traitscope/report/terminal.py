@@ -9,18 +9,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from traitscope.report.results import expectations_table, results_tables
 from traitscope.report.verification import print_conclusion
 from traitscope.units import human_bytes, human_seconds
 
-_MOST_ROWS = 60
-_LEAST_TEXT_WIDTH, _MOST_TEXT_WIDTH = 10, 44
-_NOTABLE_Z = 2.0
 _MOST_LISTED = 6
 
 
 def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """The results, what did not work, and what it cost."""
-    console.print(_results_table(summary, console.width))
+    for table in results_tables(summary, console.width):
+        console.print(table)
+    if summary["expectations"]:
+        console.print(expectations_table(summary["expectations"]))
     for capture in summary["captures"]:
         if capture["status"] in ("failed", "too_long"):
             line = f"{capture['status']}: {capture['experiment']}/{capture['prompt_id']}: {capture['error']}"
@@ -29,82 +30,6 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         print_conclusion(console, summary["verify"])
     for line in _cost_lines(summary):
         console.print(Text(line), soft_wrap=True)
-
-
-def _results_table(summary: Mapping[str, Any], console_width: int) -> Table:
-    traits = list(summary["traits"])
-    captures = summary["captures"]
-    table = Table(
-        title="Mean z over the response at each trait's readout layer",
-        caption=_caption(summary["traits"], len(captures)),
-        caption_justify="left",
-    )
-    trait_widths = [max(map(len, trait.split("_"))) for trait in traits]
-    text_width = _text_width(console_width, trait_widths)
-    for name in ("prompt", "response"):
-        table.add_column(name, max_width=text_width, no_wrap=True, overflow="ellipsis")
-    for trait, width in zip(traits, trait_widths, strict=True):
-        table.add_column(trait.replace("_", "\n"), justify="right", no_wrap=True, min_width=width)
-    previous = None
-    for capture in _one_row_each(captures)[:_MOST_ROWS]:
-        if capture["experiment"] != previous:
-            previous = capture["experiment"]
-            table.add_section()
-            table.add_row(Text(previous, style="bold"))
-        table.add_row(
-            Text(f"  {_dose_cell(capture)}{one_line(capture['prompt'])}"),
-            Text(_response_cell(capture)),
-            *(_z_cell(capture["mean_z"].get(trait)) for trait in traits),
-        )
-    return table
-
-
-def _dose_cell(capture: Mapping[str, Any]) -> str:
-    return "" if capture["alpha"] is None else f"α {capture['alpha']:+g}: "
-
-
-def _one_row_each(captures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without the open layers of what has a row of its own for its scores."""
-
-    def place(capture: Mapping[str, Any]) -> tuple[Any, ...]:
-        return capture["experiment"], capture["prompt_id"], capture["sample"], capture["alpha"]
-
-    scored = {place(capture) for capture in captures if capture["kind"] == "scores"}
-    return [capture for capture in captures if capture["kind"] == "scores" or place(capture) not in scored]
-
-
-def _text_width(console_width: int, trait_widths: Sequence[int]) -> int:
-    """What the numbers leave for each of the two columns of text; every column has three characters of frame."""
-    left = console_width - 1 - sum(width + 3 for width in trait_widths)
-    return max(_LEAST_TEXT_WIDTH, min(_MOST_TEXT_WIDTH, left // 2 - 3))
-
-
-def _response_cell(capture: Mapping[str, Any]) -> str:
-    if capture["status"] != "ok":
-        return f"({capture['status']})"
-    return one_line(capture["response"]) or "(empty)"
-
-
-def _caption(traits: Mapping[str, Mapping[str, Any]], n_captures: int) -> str:
-    lines = []
-    if n_captures > _MOST_ROWS:
-        lines.append(f"{n_captures - _MOST_ROWS} more captures are in the run directory.")
-    for name, trait in traits.items():
-        positive, negative = trait["poles"]
-        lines.append(f"{name}: + {positive} / − {negative}; R = {trait['readout']}; {trait['verdict']}")
-    lines.append("z: 0 is the model's usual reply to everyday prompts, 1 its tokens' standard deviation.")
-    return "\n".join(lines)
-
-
-def _z_cell(z: float | None) -> Text:
-    if z is None:
-        return Text("–", style="dim")
-    return Text(f"{z:+.2f}", style="bold" if abs(z) >= _NOTABLE_Z else "")
-
-
-def one_line(text: str) -> str:
-    """Untrusted text without line breaks or control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _estimated(seconds: float | None) -> str:
@@ -124,7 +49,7 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
         "time: "
         + ", ".join(
             f"{kind} {human_seconds(seconds.get(kind, 0.0))}"
-            for kind in ("loading", "fitting", "timing", "generating", "writing", "verifying")
+            for kind in ("loading", "fitting", "timing", "generating", "writing", "verifying", "splitting")
         ),
         f"generation took {human_seconds(seconds.get('generating', 0.0))}, "
         f"{_estimated(cost['estimated_seconds'])} was estimated if no response ends early",
@@ -137,7 +62,16 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     lines += _opened_lines(summary["captures"])
     lines += _utilisation_lines(cost["utilisation"])
+    old = summary["old_procedure"]
+    lines.append(f"the old procedure: {procedure(old)}; here {procedure(old['here'])}")
     return [*lines, f"run directory: {summary['run']}"]
+
+
+def procedure(cost: Mapping[str, int]) -> str:
+    """Loads, generations and token-forwards of a way of working."""
+    counted = {"model load": cost["model_loads"], "generation": cost["generations"]}
+    counts = [f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counted.items()]
+    return ", ".join([*counts, f"{cost['token_forwards']:,} token-forwards"])
 
 
 def _opened_lines(captures: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -192,8 +126,7 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
         *((f"  with {case['what']}", _what_if_cell(case)) for case in described["what_ifs"]),
         (
             "the old procedure",
-            f"{old['model_loads']} model loads and generations, {old['token_forwards']:,} token-forwards; "
-            f"here 1 load, {described['token_forwards']:,} token-forwards",
+            f"{procedure(old)}; here 1 load, {described['token_forwards']:,} token-forwards",
         ),
     ]
     table = Table(title=f"Plan of {described['suite']}", show_header=False)
@@ -301,26 +234,3 @@ def print_nested(console: Console, described: Mapping[str, Any], indent: str = "
             print_nested(console, value, indent + "  ")
         else:
             console.print(Text(f"{indent}{name}: {value}"), soft_wrap=True)
-
-
-def print_status(console: Console, status: dict[str, Any]) -> None:
-    """A few lines for a person."""
-    counts = status["counts"]
-    lines = [
-        f"{status['run']}: {status['state']}, {status['committed_shards']} of {status['shards']} shards committed",
-        f"generations: {counts.get('ok', 0)} captured, {counts.get('failed', 0)} failed, "
-        f"{counts.get('too_long', 0)} too long, {counts['missing']} to go",
-    ]
-    generating = sum(session["seconds"].get("generating", 0.0) for session in status["sessions"])
-    if n_sessions := len(status["sessions"]):
-        lines.append(
-            f"{n_sessions} session{'s' if n_sessions != 1 else ''}, {human_seconds(generating)} of generation "
-            f"({_estimated(status['estimated_seconds'])} was estimated)"
-        )
-    lines += [f"{problem['status']}: {problem['at']}: {problem['error']}" for problem in status["problems"]]
-    if status["state"] == "stopped":
-        lines.append(f"go on with: traitscope run --resume {status['run']}")
-    elif counts.get("failed"):
-        lines.append(f"try the failed ones again with: traitscope run --resume {status['run']} --retry-failed")
-    for line in lines:
-        console.print(Text(line), soft_wrap=True)

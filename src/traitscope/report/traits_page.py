@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from traitscope.report.card import gate_cell
-from traitscope.report.terminal import one_line
+from traitscope.report.text import one_line
 
 _MOST_TEXT = 160
 

@@ -33,7 +33,7 @@ def print_conclusion(console: Console, verdict: Mapping[str, Any]) -> None:
         console.print(Text(problem, style="red"), soft_wrap=True)
     if (n_more := len(verdict["problems"]) - _MOST_PROBLEMS) > 0:
         console.print(Text(f"and {n_more} more problems (--json shows them all)", style="red"), soft_wrap=True)
-    console.print(Text(_conclusion(verdict)), soft_wrap=True)
+    console.print(Text(conclusion(verdict)), soft_wrap=True)
 
 
 def _table(verdict: Mapping[str, Any]) -> Table:
@@ -67,7 +67,7 @@ def _where(worst: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part is not None)
 
 
-def _conclusion(verdict: Mapping[str, Any]) -> str:
+def conclusion(verdict: Mapping[str, Any]) -> str:
     counted = f"{verdict['verified']} of {verdict['captured']} generations"
     if verdict["passed"] and verdict["verified"]:
         return (

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from traitscope.captures.old_procedure import AskedText, old_procedure
 from traitscope.checkpoints import checkpoints_of
 from traitscope.model.capture import captured_bytes_per_position
 from traitscope.model.fingerprint import fingerprint_of_source
@@ -137,13 +138,17 @@ def _template_line(prepared: Prepared) -> str:
 
 
 def _old_procedure(prepared: Prepared) -> dict[str, int]:
-    """One process, one load, one generation without a cache for each prompt and trait."""
-    loads, forwards = 0, 0
-    for capture in prepared.plan.captures:
-        generation = capture.generation
-        if generation.status == "too_long":
-            continue
-        n_prompt, n_response = generation.n_prompt, generation.most_response_tokens
-        loads += len(capture.traits)
-        forwards += len(capture.traits) * sum(n_prompt + step for step in range(n_response))
-    return {"model_loads": loads, "generations": loads, "token_forwards": forwards}
+    """What shell scripts would have needed if no response ends early."""
+    # Scores and open layers of the same prompt of an experiment are one process a trait.
+    each = {(c.experiment, c.prompt_id, c.sample, c.alpha): c for c in prepared.plan.captures}
+    asked = [
+        AskedText(
+            len(capture.traits),
+            capture.generation.n_prompt,
+            capture.generation.most_response_tokens,
+            given=capture.generation.key.response_ids is not None,
+        )
+        for capture in each.values()
+        if capture.generation.status != "too_long"
+    ]
+    return asdict(old_procedure(asked))

@@ -27,6 +27,17 @@ def peak_device_memory_bytes() -> int | None:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
+def held_bytes() -> dict[str, int]:
+    """What this process holds now: ``resident_bytes``, and ``device_bytes`` of tensors on CUDA devices.
+
+    Neither waits for the device.
+    """
+    held = {"resident_bytes": psutil.Process().memory_info().rss}
+    if torch.cuda.is_available():
+        held["device_bytes"] = sum(torch.cuda.memory_allocated(n) for n in range(torch.cuda.device_count()))
+    return held
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a smaller batch might not raise this."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from traitscope.run.ceilings import measured_ceilings
 from traitscope.run.commit import remove_leftovers
 from traitscope.run.engine import GenerationTask
 from traitscope.run.estimate import Estimate, Setting, estimate
+from traitscope.run.events import EventLog
 from traitscope.run.frozen import (
     add_retry,
     freeze,
@@ -41,6 +44,7 @@ from traitscope.run.prepare import Prepared
 from traitscope.run.progress import Reporter, stage
 from traitscope.run.reload import model_of_run
 from traitscope.run.session import Session, SessionCost, missing_shards
+from traitscope.run.tracking import Tracking
 from traitscope.traits.store import bank_of, vectors_for
 from traitscope.traits.vectors import TraitVectors
 from traitscope.units import human_seconds
@@ -61,11 +65,14 @@ def start_run(
     reporter: Reporter,
     model: LanguageModel | None = None,
     retime: bool = False,
+    tracking: Tracking | None = None,
+    on_end: Callable[[Path], None] = lambda _run_dir: None,
 ) -> Path:
     """Run a prepared suite in a new run directory, which is returned.
 
     ``model`` is the suite's model where it is in memory already; else it is loaded. ``retime`` times it anew
-    instead of trusting a pace that was measured, say, while the machine was busy.
+    instead of trusting a pace that was measured, say, while the machine was busy. ``tracking`` is told of every shard;
+    ``on_end`` is called with the run directory when the work ends, however it ends.
 
     Raises:
         InputError, RunError, Interrupted: each message says what is safe and how to go on.
@@ -115,12 +122,25 @@ def start_run(
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)  # it holds nothing that was captured
             raise
-        Session(read_frozen(run_dir), model, cost, reporter).run_missing_shards()
+        try:
+            Session(read_frozen(run_dir), model, cost, reporter, tracking).run_missing_shards()
+        finally:
+            on_end(run_dir)
     return run_dir
 
 
-def resume_run(run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Reporter) -> None:
+def resume_run(
+    run_dir: Path,
+    *,
+    retry_failed: bool,
+    deep: bool,
+    reporter: Reporter,
+    tracking: Tracking | None = None,
+    on_end: Callable[[Path], None] = lambda _run_dir: None,
+) -> None:
     """Go on with a run: check what is committed, remove leftovers, run the shards that are missing.
+
+    ``on_end`` is called with the run directory when that work ends, however it ends.
 
     Raises:
         InputError: another process holds the run, its inputs changed, or the model is another one.
@@ -138,12 +158,16 @@ def resume_run(run_dir: Path, *, retry_failed: bool, deep: bool, reporter: Repor
         if not missing_shards(frozen):
             reporter.say(f"run {run_dir} is complete; nothing to do")
             return
+        EventLog(run_dir).add("resume", pid=os.getpid(), host=socket.gethostname())
         cost = SessionCost()
         with cost.timed("loading"):
             reporter.say(f"loading {frozen.source.name}")
             model = model_of_run(run_dir)
             cost.model_loads += 1
-        Session(frozen, model, cost, reporter).run_missing_shards()
+        try:
+            Session(frozen, model, cost, reporter, tracking).run_missing_shards()
+        finally:
+            on_end(run_dir)
 
 
 def failed_generations(run_dir: Path) -> list[str]:

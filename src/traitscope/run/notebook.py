@@ -173,4 +173,5 @@ def _calibration(vectors: TraitVectors) -> TraitCalibration:
         readout=vectors.readout_name,
         mean={region: values.numpy() for region, values in vectors.calibration.mean.items()},
         std={region: values.numpy() for region, values in vectors.calibration.std.items()},
+        neutral_trajectory=vectors.calibration.trajectory.numpy(),
     )

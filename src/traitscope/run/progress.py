@@ -1,16 +1,12 @@
-"""Telling a person what is going on: a live bar on a terminal, plain lines elsewhere, events in the run."""
+"""Telling a person what is going on: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -96,18 +92,6 @@ class Reporter:
         left = (self._total - self._offset - self._done) * elapsed / max(self._done, 1)
         share = (self._offset + self._done) / max(self._total, 1)
         return f"{self._what}: {share:.0%}, {self._rate(now)}, about {human_seconds(left)} left {self._note}".rstrip()
-
-
-class EventLog:
-    """``events.jsonl``: for people; a line that cannot be written is no reason to stop."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / "events.jsonl"
-
-    def add(self, event: str, **values: Any) -> None:
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
-        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def default_reporter() -> Reporter:

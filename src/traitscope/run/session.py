@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
+from traitscope.attribution.opened import write_opened_writes
 from traitscope.captures.files import committed_shards, read_sessions
-from traitscope.errors import InputError, RunError
+from traitscope.captures.reading import open_run
+from traitscope.errors import InputError, RunError, one_line_of
 from traitscope.memory import peak_resident_bytes
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
@@ -25,12 +27,16 @@ from traitscope.run.batching import rows_that_fit, run_prefix
 from traitscope.run.ceilings import measured_ceilings
 from traitscope.run.commit import commit_shard, write_json
 from traitscope.run.engine import Engine, GenerationTask
+from traitscope.run.events import EventLog
 from traitscope.run.frozen import FrozenRun, too_long_outcome
+from traitscope.run.heartbeat import Heartbeat
 from traitscope.run.interruption import Interrupted, Interruption, listening
-from traitscope.run.memory import free_memory, peak_device_memory_bytes, total_memory
+from traitscope.run.memory import free_memory, held_bytes, peak_device_memory_bytes, total_memory
 from traitscope.run.pace import Pace
-from traitscope.run.progress import EventLog, Reporter
+from traitscope.run.progress import Reporter
+from traitscope.run.shard_metrics import shard_metrics, tracked_config
 from traitscope.run.tables import Outcome, shard_internals, shard_tables
+from traitscope.run.tracking import Tracking
 from traitscope.run.utilisation import Utilisation, advice, utilisation
 from traitscope.run.writer import ShardWriter
 from traitscope.verify.verdict import Verdict, verify_run
@@ -84,13 +90,22 @@ def missing_shards(frozen: FrozenRun) -> list[int]:
 class Session:
     """One process at work on a run that it holds the lock of."""
 
-    def __init__(self, frozen: FrozenRun, model: LanguageModel, cost: SessionCost, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        frozen: FrozenRun,
+        model: LanguageModel,
+        cost: SessionCost,
+        reporter: Reporter,
+        tracking: Tracking | None = None,
+    ) -> None:
         self._frozen = frozen
         self._model = model
         model.linears.wanted = frozen.packed_linears
         self._cost = cost
         self._cost.seconds.setdefault("writing", 0.0)  # added to by the writing thread
         self._reporter = reporter
+        self._tracking = tracking or Tracking()
+        self._statuses: dict[str, str] = {}
         self._events = EventLog(frozen.run_dir)
         self._earlier = _earlier_sessions(frozen.run_dir)
         self._resume_hint = f"Go on with: traitscope run --resume {frozen.run_dir}"
@@ -104,12 +119,15 @@ class Session:
         missing = missing_shards(self._frozen)
         self._events.add("session", shards=len(missing), pid=os.getpid(), host=socket.gethostname())
         self._note("running")
+        self._begin_tracking()
         ended_by = "error"
         try:
             with listening(self._reporter.say, self._resume_hint) as interruption, self._reporter:
-                self._begin_progress(missing)
-                self._run_shards(missing, interruption)
+                heartbeat = self._begin_progress(missing)
+                self._run_shards(missing, interruption, heartbeat)
+                heartbeat.beat()
             self._verify()
+            self._split_open_layers()
             ended_by = "finished"
         except Interrupted:
             ended_by = "interrupted"
@@ -121,7 +139,7 @@ class Session:
             self._note(ended_by)
             self._events.add("session_end", ended_by=ended_by)
 
-    def _begin_progress(self, missing: Sequence[int]) -> None:
+    def _begin_progress(self, missing: Sequence[int]) -> Heartbeat:
         def tokens(numbers: Sequence[int]) -> int:
             return sum(
                 self._frozen.tasks[generation].most_response_tokens
@@ -131,18 +149,31 @@ class Session:
             )
 
         total = tokens(range(len(self._frozen.shards)))
-        self._reporter.begin("generating", total, "tokens", done=total - tokens(missing))
+        done = total - tokens(missing)
+        self._reporter.begin("generating", total, "tokens", done=done)
+        return Heartbeat(self._events, total=total, done=done, memory=held_bytes)
 
-    def _run_shards(self, missing: Sequence[int], interruption: Interruption) -> None:
+    def _begin_tracking(self) -> None:
+        if self._tracking.wanted:
+            run_dir = self._frozen.run_dir
+            generations = open_run(run_dir).generations.select("generation", "status").collect()
+            self._statuses = dict(generations.iter_rows())
+            self._tracking.begin(run_dir.name, tracked_config(self._frozen), step=len(committed_shards(run_dir)))
+
+    def _run_shards(self, missing: Sequence[int], interruption: Interruption, heartbeat: Heartbeat) -> None:
+        def on_tokens(count: int) -> None:
+            self._reporter.advance(count)
+            heartbeat.tokens(count)
+
         engine = Engine(
             self._model,
             self._frozen.vectors,
             run_prefix=run_prefix(self._frozen.tasks.values()),
-            on_tokens=self._reporter.advance,
+            on_tokens=on_tokens,
         )
         with ShardWriter() as writer:
             for number in missing:
-                outcomes = self._generate(number, engine)
+                outcomes = self._generate(number, engine, heartbeat)
                 writer.write(
                     lambda number=number, outcomes=outcomes: self._commit(number, outcomes),  # type: ignore[misc]
                     lambda number=number, outcomes=outcomes: self._committed(number, outcomes),  # type: ignore[misc]
@@ -152,7 +183,7 @@ class Session:
                     self._stop_if_any_is_left()
             writer.finish()
 
-    def _generate(self, number: int, engine: Engine) -> list[Outcome]:
+    def _generate(self, number: int, engine: Engine, heartbeat: Heartbeat) -> list[Outcome]:
         shard, tasks = self._frozen.shards[number], self._frozen.tasks
         outcomes = [too_long_outcome(tasks[g], self._model.context_length) for g in shard.too_long]
         before = self._model.meter.work()
@@ -162,7 +193,9 @@ class Session:
                 finished = engine.run_batch(asked)
                 n_generated = _n_generated(finished)
                 self._cost.generated_tokens += n_generated
-                self._reporter.advance(max(0, sum(task.most_response_tokens for task in asked) - n_generated))
+                work = sum(task.most_response_tokens for task in asked)
+                self._reporter.advance(max(0, work - n_generated))
+                heartbeat.batch(work)
                 outcomes += finished
             self._cost.work += self._model.meter.work() - before
         return outcomes
@@ -184,14 +217,26 @@ class Session:
         self._events.add("shard", shard=number, statuses=dict(Counter(outcome.status for outcome in outcomes)))
         self._reporter.note(f"{number + 1} of {len(self._frozen.shards)} shards committed")
         self._note("running")
+        self._statuses |= {outcome.generation: outcome.status for outcome in outcomes}
+        self._tracking.shard(lambda: shard_metrics(self._frozen, outcomes, self._statuses, held_bytes()))
 
     def _verify(self) -> None:
         """Prove some generations while the model is there."""
+        self._events.add("verifying")
         with self._cost.timed("verifying"):
             try:
                 self._cost.verdict = verify_run(self._frozen.run_dir, self._model, sample=_VERIFIED_GENERATIONS)
             except InputError as error:  # no limits are known for this dtype
                 self._reporter.say(f"not verified: {error}")
+
+    def _split_open_layers(self) -> None:
+        """Keep who wrote the traits in the open layers, while the model is there."""
+        self._events.add("splitting")
+        with self._cost.timed("splitting"):
+            try:
+                write_opened_writes(self._frozen, self._model)
+            except (OSError, RuntimeError) as error:  # what was captured is safe and does not need it
+                self._reporter.say(f"open layers not split up for the report: {one_line_of(error)}")
 
     def _stop_if_any_is_left(self) -> None:
         if left := len(missing_shards(self._frozen)):

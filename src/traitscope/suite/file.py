@@ -17,7 +17,7 @@ from traitscope.suite.layers import LayerSpec, layer_spec_problem
 from traitscope.tensor_names import TENSORS, TensorName
 from traitscope.yaml_file import Model, read_model
 
-BUILT_IN_SUITES = ("overnight",)
+BUILT_IN_SUITES = ("overnight", "medium", "full", "confound")
 BASE_TEMPLATE = "{prompt}\n\n"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -46,12 +46,12 @@ class GenerationSettings(_Strict):
 class GenerationOverrides(_Strict):
     """The fields of ``generation`` that one experiment sets again."""
 
-    max_new_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    samples: int | None = Field(None, ge=1)
-    seed: int | None = None
+    max_new_tokens: int | None = Field(None, ge=1, description="longest response, in tokens")
+    temperature: float | None = Field(None, ge=0, description="0 is greedy")
+    top_p: float | None = Field(None, gt=0, le=1, description="keep the likeliest tokens up to this probability")
+    top_k: int | None = Field(None, ge=0, description="keep this many of the likeliest tokens; 0 keeps all")
+    samples: int | None = Field(None, ge=1, description="responses per prompt")
+    seed: int | None = Field(None, description="with the prompt and the sample number it fixes what is sampled")
 
 
 def _layers_with_a_form(layers: Any) -> Any:
@@ -60,7 +60,7 @@ def _layers_with_a_form(layers: Any) -> Any:
     return layers
 
 
-_Layers = Annotated[LayerSpec, BeforeValidator(_layers_with_a_form)]
+_Layers = Annotated[LayerSpec, BeforeValidator(_layers_with_a_form, json_schema_input_type=LayerSpec)]
 
 
 class ScoresCapture(_Strict):
@@ -80,8 +80,8 @@ class InternalsCapture(_Strict):
 class Capture(_Strict):
     """What is kept of an experiment's generations: scores, internals, or both; scores if nothing is said."""
 
-    scores: ScoresCapture | None = None
-    internals: InternalsCapture | None = None
+    scores: ScoresCapture | None = Field(None, description="scores, writes and norms of these layers")
+    internals: InternalsCapture | None = Field(None, description="these layers fully open")
 
     @model_validator(mode="before")
     @classmethod
@@ -99,7 +99,7 @@ class Steer(_Strict):
     layers: _Layers = Field("readout", description="layers whose resid_post is pushed")
     positions: Literal["prompt", "response", "all"] = Field("response", description="whose states are pushed")
 
-    @field_validator("alpha", mode="before")
+    @field_validator("alpha", mode="before", json_schema_input_type=float | Annotated[list[float], Field(min_length=1)])
     @classmethod
     def _one_or_several(cls, alpha: Any) -> Any:
         doses = alpha if isinstance(alpha, list) else [alpha]
@@ -120,9 +120,9 @@ class Steer(_Strict):
 class PromptItem(_Strict):
     """One prompt that is written in the suite itself or in a line of a .jsonl file."""
 
-    id: str | None = None
-    prompt: str | None = None
-    messages: list[dict[str, str]] | None = None
+    id: str | None = Field(None, description="what results call it; its number if not given")
+    prompt: str | None = Field(None, description="the text of one user message; this or messages")
+    messages: list[dict[str, str]] | None = Field(None, description="a conversation: role and content of each turn")
     response: str | None = Field(None, description="given text to score instead of a generation")
 
     @model_validator(mode="after")
@@ -149,22 +149,22 @@ class _Shared(_Strict):
 class Experiment(_Shared):
     """A set of prompts and what to keep of them; fields of the suite may be set again."""
 
-    name: str
-    prompts: str | list[str | PromptItem]
-    generation: GenerationOverrides = GenerationOverrides()
-    expect: dict[str, Literal["high", "low"]] = {}
-    capture: Capture = Capture()
+    name: str = Field(description="what results call it; each name once")
+    prompts: str | list[str | PromptItem] = Field(description="a .txt, .jsonl, .csv or .parquet file, or a list")
+    generation: GenerationOverrides = Field(GenerationOverrides(), description="what differs from the suite's")
+    expect: dict[str, Literal["high", "low"]] = Field({}, description="side of neutral where a trait's mean should lie")
+    capture: Capture = Field(Capture(), description="what is kept of these generations")
     steer: Steer | None = Field(None, description="push the stream along a trait's steerer while generating")
 
 
 class Suite(_Shared):
     """A suite file."""
 
-    name: str
-    model: str = "smollm2-135m"
+    name: str = Field(description="letters, digits, dots, dashes, underscores: it names the run directory")
+    model: str = Field("smollm2-135m", description="the embedded model, a Hugging Face id, a directory or a GGUF file")
     revision: str | None = Field(None, description="revision of a Hugging Face model")
-    generation: GenerationSettings = GenerationSettings()
-    experiments: list[Experiment] = Field(min_length=1)
+    generation: GenerationSettings = Field(GenerationSettings(), description="how responses are generated")
+    experiments: list[Experiment] = Field(min_length=1, description="sets of prompts and what to keep of them")
 
     @field_validator("name")
     @classmethod
@@ -182,6 +182,11 @@ class Suite(_Shared):
             if not (experiment.traits or self.traits):
                 raise ValueError(f"experiment {experiment.name!r} has no traits; list them under traits")
         return self
+
+
+def suite_schema() -> dict[str, Any]:
+    """The JSON Schema of a suite file, for editors and for the documentation."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Suite.model_json_schema()}
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,13 @@ def checked(model: type[Model], values: Any, where: str) -> Model:
 
 
 def built_in_suite_folder(name: str) -> Path:
-    """The folder with a built-in suite's files."""
+    """The folder with a built-in suite's files.
+
+    Raises:
+        InputError: there is no built-in suite of that name.
+    """
+    if name not in BUILT_IN_SUITES:
+        raise InputError(f"suite {name}: no built-in suite; {near_names(name, BUILT_IN_SUITES)}")
     return Path(str(resources.files("traitscope.suite") / "builtin" / name))
 
 

@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from traitscope.model.loading import LanguageModel
-from traitscope.suite.file import BASE_TEMPLATE
-from traitscope.suite.rendering import PromptStyle
-from traitscope.traits.comparison import (
+from traitscope.analysis.superposition import (
     RandomCosine,
     at_readouts,
     cosines,
     cross_auroc,
     random_auroc_deviation,
 )
+from traitscope.model.loading import LanguageModel
+from traitscope.suite.file import BASE_TEMPLATE
+from traitscope.suite.rendering import PromptStyle
 from traitscope.traits.counting import OnProgress, no_progress
 from traitscope.traits.pooling import PooledPairs, pool_pairs
 from traitscope.traits.scenarios import Pair, ScenarioSet, library_names, load_scenarios

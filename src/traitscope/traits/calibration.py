@@ -96,6 +96,7 @@ def _statistics(replies: Sequence[tuple[NeutralReply, Trace]], trait: int, reado
         std={name: _tensor(_deviation(values, norm)) for name, values in regions.items()},
         norm=_tensor(norm),
         write=_tensor(mean_write),
+        trajectory=_tensor(_padded([scores[readout] for scores in at_content])),
     )
 
 
@@ -106,6 +107,14 @@ def _deviation(values: np.ndarray, norm: np.ndarray) -> np.ndarray:
     """
     deviation = values.std(axis=1, ddof=1, dtype=np.float64)
     return np.where(deviation > _LEAST_RELATIVE_DEVIATION * norm, deviation, np.nan)
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """``[n_rows, longest]``: rows of different lengths, NaN after their ends."""
+    padded = np.full((len(rows), max(len(row) for row in rows)), np.nan)
+    for into, row in zip(padded, rows, strict=True):
+        into[: len(row)] = row
+    return padded
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:

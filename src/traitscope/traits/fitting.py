@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from traitscope.analysis.effect_size import auroc
 from traitscope.errors import RunError
 from traitscope.model.capture import ReaderBank
 from traitscope.model.loading import LanguageModel
@@ -17,7 +18,7 @@ from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.rendering import PromptStyle, has_chat_template
 from traitscope.traits.calibration import calibrate
 from traitscope.traits.counting import Counter, OnProgress, no_progress
-from traitscope.traits.methods import METHODS, Method, auroc, energy_of_two, without
+from traitscope.traits.methods import METHODS, Method, energy_of_two, without
 from traitscope.traits.options import DEFAULTS, FitOptions
 from traitscope.traits.pooling import PooledPairs, pool_pairs
 from traitscope.traits.readout import choose_readout

@@ -12,7 +12,7 @@ from traitscope.traits.methods import find_method
 from traitscope.traits.pooling import RESPONSE, Pooling
 from traitscope.traits.vectors import TraitVectors
 
-_REVISION = 2  # of how fitting computes; a change makes cached vectors stale
+_REVISION = 3  # of how fitting computes; a change makes cached vectors stale
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from traitscope.analysis.effect_size import cohens_d
 from traitscope.checkpoints import Checkpoint
-from traitscope.traits.methods import cohens_d, linear_discriminant
+from traitscope.traits.methods import linear_discriminant
 from traitscope.traits.pooling import PooledPairs
 
 _DEPTH = (0.40, 0.65)

@@ -29,7 +29,7 @@ from traitscope.traits.scenarios import (
     load_neutral,
     load_scenarios,
 )
-from traitscope.traits.vectors import TraitVectors, load_vectors, readers_of, save_vectors, vector_metadata
+from traitscope.traits.vectors import TraitVectors, is_current, load_vectors, readers_of, save_vectors, vector_metadata
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,10 @@ def vectors_for(
 
 def cached_vectors(scenarios: ScenarioSet) -> list[Path]:
     """Vector files in the user's cache that were fitted from this scenario set and the neutral prompts as they are now,
-    on whatever model."""
+    on whatever model; files in an older version's format are passed over."""
     current = (scenarios.digest(), load_neutral().digest())
-    found = sorted((cache_directory() / "vectors").glob(f"{scenarios.name}-*.safetensors"))
+    files = sorted((cache_directory() / "vectors").glob(f"{scenarios.name}-*.safetensors"))
+    found = [path for path in files if is_current(path)]
     origins = [json.loads(vector_metadata(path)["origin"]) for path in found]
     return [path for path, o in zip(found, origins, strict=True) if (o["scenarios"], o["neutral"]) == current]
 

@@ -16,7 +16,7 @@ from traitscope.errors import InputError
 
 REGIONS = ("prompt_last", "response_token", "response_mean")
 Region = Literal["prompt_last", "response_token", "response_mean"]
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,15 @@ class Calibration:
             deviation is NaN where neutral replies do not vary; both are where the vectors have no direction.
         norm: ``[n_checkpoints]`` float32, median Euclidean norm of the state over content tokens.
         write: ``[n_checkpoints]`` float32, mean write over content tokens; zero after the readout.
+        trajectory: ``[n_replies, most_tokens]`` float32, raw scores at R of the content tokens of each reply in
+            order, NaN after its last one: how the score moves along an ordinary text.
     """
 
     mean: dict[str, torch.Tensor]
     std: dict[str, torch.Tensor]
     norm: torch.Tensor
     write: torch.Tensor
+    trajectory: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,11 @@ def save_vectors(vectors: TraitVectors, path: Path) -> None:
     for region in REGIONS:
         tensors[f"neutral_mean.{region}"] = calibration.mean[region]
         tensors[f"neutral_std.{region}"] = calibration.std[region]
-    tensors |= {"neutral_norm": calibration.norm, "neutral_write": calibration.write}
+    tensors |= {
+        "neutral_norm": calibration.norm,
+        "neutral_write": calibration.write,
+        "neutral_trajectory": calibration.trajectory,
+    }
     metadata = {
         "traitscope_vectors": FORMAT_VERSION,
         "trait": vectors.trait,
@@ -149,21 +156,38 @@ def vector_metadata(path: Path) -> dict[str, str]:
     Raises:
         InputError: missing or not a vector file.
     """
+    metadata = _metadata_of_any(path)
+    if not _is_current(metadata):
+        raise InputError(
+            f"vector file {path}: not written by this version of traitscope; fit it again if it was by an older one; "
+            f"directions of others come in with: traitscope traits import {path}"
+        )
+    return metadata
+
+
+def is_current(path: Path) -> bool:
+    """Whether a vector file has the format of this version.
+
+    Raises:
+        InputError: missing or no safetensors file.
+    """
+    return _is_current(_metadata_of_any(path))
+
+
+def _is_current(metadata: dict[str, str]) -> bool:
+    return metadata.get("traitscope_vectors") == FORMAT_VERSION
+
+
+def _metadata_of_any(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise InputError(f"vector file {path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except SafetensorError as error:
         raise InputError(f"vector file {path}: no readable safetensors file: {error}") from None
-    if metadata.get("traitscope_vectors") != FORMAT_VERSION:
-        raise InputError(
-            f"vector file {path}: not written by this version of traitscope; directions of others come in with: "
-            f"traitscope traits import {path}"
-        )
-    return metadata
 
 
 def _assembled(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> TraitVectors:
@@ -182,6 +206,7 @@ def _assembled(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Tr
             std={region: tensors[f"neutral_std.{region}"] for region in REGIONS},
             norm=tensors["neutral_norm"],
             write=tensors["neutral_write"],
+            trajectory=tensors["neutral_trajectory"],
         ),
         origin=VectorOrigin(**json.loads(metadata["origin"])),
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from traitscope.traits.methods import auroc
+from traitscope.analysis.effect_size import auroc
 from traitscope.traits.scenarios import Yardstick
 from traitscope.traits.validation.baselines import BagOfWords, either_way, measured, pronoun_rates
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SCENARIOS
+from tiny_models import SCENARIOS
+from traitscope.analysis.effect_size import auroc, cohens_d
 from traitscope.errors import InputError
 from traitscope.model.loading import LanguageModel
 from traitscope.report.traits_page import traits_page
@@ -21,7 +22,7 @@ from traitscope.suite.file import BASE_TEMPLATE
 from traitscope.suite.rendering import PromptStyle
 from traitscope.traits.describe import describe_vectors
 from traitscope.traits.fitting import fit_traits
-from traitscope.traits.methods import METHODS, auroc, cohens_d
+from traitscope.traits.methods import METHODS
 from traitscope.traits.pooling import PooledPairs, pool_pairs
 from traitscope.traits.scenarios import Pair, ScenarioSet, library_scenarios, load_scenarios
 from traitscope.traits.store import find_trait, vectors_for

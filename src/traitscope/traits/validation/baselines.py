@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from traitscope.traits.methods import auroc
+from traitscope.analysis.effect_size import auroc
 from traitscope.traits.scenarios import Yardstick
 
 _FIRST_PERSON = {

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from traitscope.traits.methods import METHODS, Method, auroc, cohens_d
+from traitscope.analysis.effect_size import auroc, cohens_d
+from traitscope.traits.methods import METHODS, Method
 from traitscope.traits.pooling import PooledPairs
 from traitscope.traits.scenarios import ScenarioSet
 from traitscope.traits.validation import baselines, gates

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from traitscope.traits.methods import Method, auroc, cohens_d
+from traitscope.analysis.effect_size import auroc, cohens_d
+from traitscope.traits.methods import Method
 
 _DRAWS = 1000
 _COVERAGE = (2.5, 97.5)

@@ -1,0 +1,249 @@
+"""From a run directory to its ``report.html``."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from traitscope.analysis.commitment import commitment_point
+from traitscope.atomic import write_atomically
+from traitscope.captures.opened_writes import OpenedWrites, read_opened_writes
+from traitscope.captures.reading import Run, capture_label, open_run
+from traitscope.captures.summaries import run_summary
+from traitscope.errors import RunError
+from traitscope.questions.kinds import KINDS
+from traitscope.report.page.answers import kept_answers
+from traitscope.report.page.experiments import described_experiments
+from traitscope.report.page.night import described_night
+from traitscope.report.page.open_layers import described_layers, opened_layers
+from traitscope.report.page.packing import WEIGHT_STEP, WRITE_STEP, Z_STEP, Blobs, in_steps
+from traitscope.report.page.prompts import PromptData, read_prompts, visible
+from traitscope.report.page.selection import Held, Selection, chosen
+from traitscope.report.page.trait_cards import described_traits, reader_cosines
+
+_BUDGET = 5_000_000
+"""Bytes that layer × token maps, writes and open layers take at most, unless everything is asked for."""
+
+_SCRIPTS = (
+    "plotly-cartesian.min.js",
+    "held.js",
+    "charts.js",
+    "tokens.js",
+    "each_prompt.js",
+    "compare.js",
+    "open_layer.js",
+    "cosines.js",
+    "sections.js",
+)
+"""In the order in which the page runs them."""
+
+
+def report_file(run_dir: Path) -> Path:
+    return run_dir / "report.html"
+
+
+def write_report(run_dir: Path, selection: Selection | None = None, summary: Mapping[str, Any] | None = None) -> Path:
+    """Write a run's page, finished or not; an earlier one is replaced.
+
+    Args:
+        summary: of ``run_summary``, if it is there already.
+
+    Raises:
+        InputError: not a run directory, or a wish that fits no prompt.
+        RunError: the page cannot be written.
+    """
+    page = rendered_page(run_dir, selection or Selection(), summary or run_summary(run_dir))
+    path = report_file(run_dir)
+    try:
+        write_atomically(path, lambda file: file.write(page.encode("utf-8", errors="replace")))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}; what was captured is safe") from None
+    return path
+
+
+def rendered_page(run_dir: Path, selection: Selection, summary: Mapping[str, Any]) -> str:
+    """The page as text."""
+    run = open_run(run_dir)
+    captures = summary["captures"]
+    held = chosen(captures, selection)
+    blobs = Blobs(inf if selection.everything else _BUDGET)
+    prompts, texts = _prompts(run, run_dir, captures, held, blobs)
+    traits = list(run.traits)
+    experiments = described_experiments(captures, traits)
+    data = {
+        "traits": [_trait_data(run, name) for name in traits],
+        "checkpoints": list(run.checkpoints),
+        "steps": {"z": Z_STEP, "write": WRITE_STEP, "weight": WEIGHT_STEP},
+        "prompts": prompts,
+        "experiments": experiments,
+        "table": _table(captures, {prompt["generation"] for prompt in prompts}, traits),
+        "cosines": reader_cosines(run_dir, traits),
+    }
+    return _page(
+        night=described_night(run_dir, summary),
+        traits=described_traits(run_dir, summary["traits"]),
+        answers=kept_answers(run_dir),
+        kinds=list(KINDS),
+        left_out=held.left_out,
+        without_layers=sum(prompt["layers"] is None for prompt in prompts),
+        n_experiments=len(experiments),
+        has_open=any(prompt["open"] for prompt in prompts),
+        texts=texts,
+        data=data,
+        blobs=blobs.texts,
+    )
+
+
+def _trait_data(run: Run, name: str) -> dict[str, Any]:
+    trait = run.traits[name]
+    rows = [trait.checkpoints.index(checkpoint) for checkpoint in run.checkpoints]
+    return {
+        "name": name,
+        "poles": [visible(pole) for pole in trait.poles],
+        "readout": run.checkpoints.index(trait.readout),
+        "verdict": trait.verdict,
+        "mean": [_rounded(value) for value in trait.mean["response_token"][rows]],
+        "std": [_rounded(value) for value in trait.std["response_token"][rows]],
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.5g}") if np.isfinite(value) else None
+
+
+def _prompts(
+    run: Run, run_dir: Path, captures: Sequence[Mapping[str, Any]], held: Held, blobs: Blobs
+) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+    """The data of the held prompts in the suite's order, and their tokens."""
+    opened = opened_layers(captures)
+    writes = read_opened_writes(run_dir) if opened else {}
+    spread = _spread(run)
+    described = {}
+    for prompt in read_prompts(run, held.generations):
+        described[prompt.generation] = (
+            _prompt(run, prompt, captures, opened.get(prompt.generation, []), writes, spread, blobs),
+            [{**token, "token": visible(token["token"])} for token in prompt.tokens],
+        )
+    suite_order = dict.fromkeys(capture["generation"] for capture in captures)
+    ordered = [described[generation] for generation in suite_order if generation in described]
+    return [data for data, _ in ordered], [tokens for _, tokens in ordered]
+
+
+def _spread(run: Run) -> np.ndarray:
+    """``[n_traits]``, neutral deviation of each trait's tokens at its readout."""
+    return np.array(
+        [trait.std["response_token"][trait.checkpoints.index(trait.readout)] for trait in run.traits.values()]
+    )
+
+
+def _prompt(
+    run: Run,
+    prompt: PromptData,
+    captures: Sequence[Mapping[str, Any]],
+    opened: Sequence[int],
+    writes: Mapping[tuple[str, int], OpenedWrites],
+    spread: np.ndarray,
+    blobs: Blobs,
+) -> dict[str, Any]:
+    generation = prompt.generation
+    own = [capture for capture in captures if capture["generation"] == generation]
+    readouts = [run.checkpoints.index(trait.readout) for trait in run.traits.values()]
+    at_readout = prompt.z[np.arange(len(readouts)), readouts] if readouts else prompt.z[:, 0]
+    layers, blocks = f"{generation}-z", f"{generation}-w"
+    full = {layers: in_steps(prompt.z, Z_STEP), blocks: in_steps(prompt.writes, WRITE_STEP)}
+    has_layers = blobs.add_if_room(full)
+    return {
+        "generation": generation,
+        "labels": list(dict.fromkeys(capture_label(capture) for capture in own)),
+        "prompt": visible(own[0]["prompt"]),
+        "n": len(prompt.tokens),
+        "start": prompt.n_prompt,
+        "readout": blobs.add(f"{generation}-r", in_steps(at_readout, Z_STEP)),
+        "logprob": blobs.add(f"{generation}-l", prompt.logprob),
+        "layers": layers if has_layers else None,
+        "writes": blocks if has_layers else None,
+        "commitments": _commitments(prompt, at_readout, list(run.traits)),
+        "open": described_layers(run, generation, opened, writes, spread, blobs),
+    }
+
+
+def _commitments(prompt: PromptData, at_readout: np.ndarray, traits: Sequence[str]) -> dict[str, list[int | None]]:
+    """Positions ``[point, low, high]`` where each trait's trajectory comes to its final level, if it does."""
+    places = np.flatnonzero(prompt.content)
+    found: dict[str, list[int | None]] = {}
+    for trait, z in zip(traits, at_readout, strict=True):
+        if not len(places) or np.isnan(z[places]).any():
+            continue
+        point = commitment_point(z[places])
+        if point.after_start:
+            ends = (point.position, point.low, point.high)
+            found[trait] = [None if end is None else int(places[end]) for end in ends]
+    return found
+
+
+def _table(captures: Sequence[Mapping[str, Any]], held: set[str], traits: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per prompt of an experiment with its mean z; the page lists those that it holds, and failures."""
+    rows: dict[str, dict[str, Any]] = {}
+    for capture in captures:
+        label = capture_label(capture)
+        sample = f" #{capture['sample']}" if capture["sample"] else ""
+        row = rows.setdefault(
+            label + sample,
+            {
+                "label": label + sample,
+                "generation": capture["generation"] if capture["generation"] in held else None,
+                "prompt": visible(capture["prompt"]),
+                "response": visible(capture["response"] or ""),
+                "status": capture["status"],
+                "z": {},
+            },
+        )
+        row["z"] |= {trait: round(z, 4) for trait in traits if (z := capture["mean_z"].get(trait)) is not None}
+    return [row for row in rows.values() if row["generation"] is not None or row["status"] != "ok"]
+
+
+def _page(*, data: Mapping[str, Any], blobs: Mapping[str, str], **content: Any) -> str:
+    """Fill the template; only the scripts whose hashes stand in the policy may run."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    scripts = [_asset(name) for name in _SCRIPTS]
+    return environment.get_template("report.html.j2").render(
+        **content,
+        policy=_policy(scripts),
+        style=Markup(_asset("report.css")),
+        scripts=[Markup(script) for script in scripts],
+        data=Markup(_harmless_json(data)),
+        blobs=blobs,
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("traitscope.report.page") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A content security policy under which nothing is fetched and no other script runs."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _harmless_json(data: Mapping[str, Any]) -> str:
+    """JSON that cannot end the script element that holds it."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,0 +1,60 @@
+"""Numbers as text that a page holds: deflated, in base64, each unpacked when the page first shows it."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Z_STEP = 0.01
+WRITE_STEP = 0.002
+WEIGHT_STEP = 1 / 20000
+MISSING = -32768
+_LARGEST = 32767
+
+
+def in_steps(values: np.ndarray, step: float) -> np.ndarray:
+    """Values as int16 steps of any shape: NaN becomes ``MISSING``, what lies beyond ±32767 steps is clipped."""
+    steps = np.clip(np.rint(values / step), -_LARGEST, _LARGEST)
+    return np.where(np.isnan(steps), MISSING, steps).astype("<i2")
+
+
+def from_steps(whole: np.ndarray, step: float) -> np.ndarray:
+    """The values again, float64."""
+    return np.where(whole == MISSING, np.nan, whole * step)
+
+
+def packed(array: np.ndarray) -> str:
+    """An array's bytes, little-endian and row by row, deflated, in base64."""
+    return base64.b64encode(zlib.compress(array.astype(array.dtype.newbyteorder("<")).tobytes(), 6)).decode("ascii")
+
+
+def unpacked(text: str, dtype: str) -> np.ndarray:
+    """The values of ``packed``, flat."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.dtype(dtype).newbyteorder("<"))
+
+
+@dataclass
+class Blobs:
+    """The packed arrays of a page by id. ``budget`` bytes are the most that optional ones may take in all."""
+
+    budget: float
+    texts: dict[str, str] = field(default_factory=dict)
+    optional_bytes: int = 0
+
+    def add(self, name: str, array: np.ndarray) -> str:
+        """Keep an array that the page cannot do without; returns its id."""
+        self.texts[name] = packed(array)
+        return name
+
+    def add_if_room(self, arrays: dict[str, np.ndarray]) -> bool:
+        """Keep all of ``arrays`` if the budget has room for them."""
+        texts = {name: packed(array) for name, array in arrays.items()}
+        size = sum(map(len, texts.values()))
+        if self.optional_bytes + size > self.budget:
+            return False
+        self.optional_bytes += size
+        self.texts |= texts
+        return True
