@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from device import DEVICE
 from nights import quiet
 from tiny_models import tiny_biased_model, tiny_model, tiny_tokenizer
 from traitscope import cli
@@ -42,7 +43,7 @@ def tiny() -> Callable[..., LanguageModel]:
         if (architecture, eos, biased) not in kept:
             module = tiny_biased_model(architecture) if biased else tiny_model(architecture)
             module.generation_config.eos_token_id = list(eos)
-            kept[architecture, eos, biased] = load_model(module, tiny_tokenizer())
+            kept[architecture, eos, biased] = load_model(module.to(DEVICE), tiny_tokenizer())
         return kept[architecture, eos, biased]
 
     return make

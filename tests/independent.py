@@ -61,13 +61,13 @@ def independent_states(model: Any, architecture: str, token_ids: Sequence[int]) 
             states[f"resid_mid.{number}"] = entering[number] + added[number].reshape(-1, d_model)
         is_last = number == len(layers) - 1
         states[f"resid_post.{number}"] = last_post[0].reshape(-1, d_model) if is_last else entering[number + 1]
-    return states
+    return {name: state.cpu() for name, state in states.items()}
 
 
 def independent_logprobs(model: Any, token_ids: Sequence[int], n_prompt: int) -> torch.Tensor:
     """Log-probabilities of the response tokens from one uncached pass."""
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([list(token_ids)], device=model.device), use_cache=False).logits[0]
+        logits = model(input_ids=torch.tensor([list(token_ids)], device=model.device), use_cache=False).logits[0].cpu()
     logprobs = logits[n_prompt - 1 : -1].double().log_softmax(-1)
     return logprobs.gather(-1, torch.tensor(token_ids[n_prompt:])[:, None])[:, 0].float()
 

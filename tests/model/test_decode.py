@@ -51,7 +51,7 @@ def _ending_early(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Lan
 
 
 def assert_same_as_generate(model: LanguageModel, prompt: Sequence[int], found: Decoded, new_tokens: int) -> None:
-    ids = torch.tensor([list(prompt)])
+    ids = torch.tensor([list(prompt)], device=model.device)
     expected = model.module.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -64,7 +64,7 @@ def assert_same_as_generate(model: LanguageModel, prompt: Sequence[int], found: 
         return
     pairs = enumerate(zip(found.response_ids, expected, strict=False))
     step = next(n for n, (ours, theirs) in pairs if ours != theirs)
-    context = torch.tensor([[*prompt, *expected[:step]]])
+    context = torch.tensor([[*prompt, *expected[:step]]], device=model.device)
     with torch.inference_mode():
         logits = model.module(input_ids=context).logits[0, -1]
     gap = float((logits[expected[step]] - logits[found.response_ids[step]]).abs())

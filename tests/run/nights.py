@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 
+from device import DEVICE
 from tiny_models import SCENARIOS
 from traitscope.captures.files import committed_shards, internals_file, shard_file
 from traitscope.captures.schema import SHARD_TABLES
@@ -54,7 +55,7 @@ def quiet() -> Reporter:
 def run_suite(
     suite: Path, out: Path, *, batch_size: int | None = 2, shard_size: int | None = 2, tracking: Tracking | None = None
 ) -> Path:
-    prepared = prepare(load_suite(str(suite)), device="cpu")
+    prepared = prepare(load_suite(str(suite)), device=DEVICE)
     return start_run(
         prepared,
         out=out,

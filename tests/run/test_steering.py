@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 
+from device import DEVICE
 from nights import quiet, run_suite, tables_digest, write_suite
 from tiny_models import SCENARIOS
 from traitscope.attribution.closure import check_closure
@@ -57,7 +58,7 @@ def steered_run(tmp_path: Path, tiny_directory: Path, tiny_cache: Path) -> Path:
 
 @pytest.fixture
 def saved_model(tiny_directory: Path) -> LanguageModel:
-    return load_model(str(tiny_directory), device="cpu")
+    return load_model(str(tiny_directory), device=DEVICE)
 
 
 def test_every_dose_is_a_generation_and_none_is_shared_with_plain(steered_run: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from device import DEVICE
 from nights import quiet
 from random_traits import random_vectors
 from tiny_models import tiny_model, tiny_tokenizer
@@ -33,7 +34,7 @@ def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> SavedTiny:
             tiny_model(architecture).save_pretrained(directory)
             tiny_tokenizer().save_pretrained(directory)
         if (architecture, dtype) not in kept:
-            kept[architecture, dtype] = load_model(str(directory), device="cpu", dtype=dtype)
+            kept[architecture, dtype] = load_model(str(directory), device=DEVICE, dtype=dtype)
         return directory, kept[architecture, dtype]
 
     return find
@@ -90,7 +91,7 @@ def finished_run(folder: Path, directory: Path, model: LanguageModel, experiment
     }
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
     dtype = str(model.dtype).removeprefix("torch.")
-    prepared = prepare(load_suite(str(folder / "suite.yaml")), device="cpu", dtype=dtype)
+    prepared = prepare(load_suite(str(folder / "suite.yaml")), device=DEVICE, dtype=dtype)
     return night.start_run(
         prepared, out=folder / "runs", batch_size=6, shard_size=4, allow_foreign=False, reporter=quiet(), model=model
     )

@@ -58,7 +58,7 @@ def cost_of(run_dir: Path) -> dict[str, Any]:
         "sessions": len(sessions),
         "model_loads": sum(session["model_loads"] for session in sessions),
         "seconds": seconds,
-        "peak_memory_bytes": max((session["peak_memory_bytes"] for session in sessions), default=None),
+        "peak_memory_bytes": max(map(_peak_memory_bytes, sessions), default=None),
         "disk_bytes": sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()),
         "utilisation": next((s["utilisation"] for s in reversed(sessions) if s["utilisation"]), None),
         "estimated_seconds": plan["estimate"]["seconds"],
@@ -67,6 +67,11 @@ def cost_of(run_dir: Path) -> dict[str, Any]:
         "shards": len(plan["shards"]) + len(read_retries(run_dir)),
         "committed_shards": len(committed_shards(run_dir)),
     }
+
+
+def _peak_memory_bytes(session: Mapping[str, Any]) -> int:
+    """Of the CUDA device where the session computed on one: that is what the plan estimates; else of the process."""
+    return session["peak_device_memory_bytes"] or session["peak_memory_bytes"]
 
 
 def run_summary(run_dir: Path) -> dict[str, Any]:

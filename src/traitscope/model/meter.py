@@ -60,11 +60,12 @@ class ForwardMeter:
                 self._seconds += time.perf_counter() - started
             return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
+        stream = torch.cuda.current_stream(input_ids.device)
+        begin.record(stream)
         try:
             yield
         finally:
-            end.record()
+            end.record(stream)
             self._pending.append((begin, end))
 
     def work(self) -> ForwardWork:

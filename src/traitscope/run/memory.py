@@ -22,9 +22,18 @@ def total_memory(device: torch.device) -> int:
     return psutil.virtual_memory().total
 
 
+def held_where_computed(device: torch.device) -> int:
+    """Bytes that are held now where the model computes: by tensors on a CUDA device, else by the process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
 def peak_device_memory_bytes() -> int | None:
     """The most memory that was allocated on CUDA devices; None where there is none."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    return sum(torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count()))
 
 
 def held_bytes() -> dict[str, int]:

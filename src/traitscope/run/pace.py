@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from traitscope.cache import read_cached_json, write_cached_json
@@ -24,7 +23,7 @@ from traitscope.model.decode import DecodeLoop
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling
 from traitscope.run.ceilings import device_name, synchronise
-from traitscope.run.memory import is_out_of_memory
+from traitscope.run.memory import held_where_computed, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ _MEASURE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a model's forward passes with capture, and the memory that its process holds.
+    """Seconds of a model's forward passes with capture, and the memory that is held before any.
 
     Attributes:
         widths, step_seconds: a decode step of that many rows behind a short context.
@@ -47,7 +46,7 @@ class Pace:
         prefill_seconds: per prompt token of a prefill.
         prefill_context_seconds: what each token of context adds to each prompt token.
         loading_seconds: of the session in which it was measured.
-        resident_bytes: of the process with the model loaded and packed.
+        resident_bytes: of the process with the model loaded and packed, or of the tensors on a CUDA device.
     """
 
     widths: tuple[int, ...]
@@ -125,7 +124,7 @@ def measured_pace(
     """
     probe = _Probe(model, bank, token_ids)
     probe.step_seconds(2, _SHORT)
-    resident = psutil.Process().memory_info().rss
+    resident = held_where_computed(model.device)
     steps = dict(_doubling(probe, most_rows))
     narrow = max(width for width in steps if width <= _LONG_ROWS)
     longer = _LONG if model.context_length is None else min(_LONG, model.context_length - _TIMED_STEPS - 2)

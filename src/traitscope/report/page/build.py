@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from traitscope.analysis.commitment import commitment_point
+from traitscope.analysis.commitment import LEAST_TOKENS, commitment_point, settling_positions
 from traitscope.atomic import write_atomically
 from traitscope.captures.opened_writes import OpenedWrites, read_opened_writes
 from traitscope.captures.reading import Run, capture_label, open_run
@@ -31,6 +31,8 @@ from traitscope.report.page.trait_cards import described_traits, reader_cosines
 
 _BUDGET = 5_000_000
 """Bytes that layer × token maps, writes and open layers take at most, unless everything is asked for."""
+_DRAWS = 200
+"""Of a commitment point's interval."""
 
 _SCRIPTS = (
     "plotly-cartesian.min.js",
@@ -178,14 +180,16 @@ def _prompt(
 def _commitments(prompt: PromptData, at_readout: np.ndarray, traits: Sequence[str]) -> dict[str, list[int | None]]:
     """Positions ``[point, low, high]`` where each trait's trajectory comes to its final level, if it does."""
     places = np.flatnonzero(prompt.content)
+    if len(places) < LEAST_TOKENS:
+        return {}
+    z = at_readout[:, places]
+    there = np.flatnonzero(~np.isnan(z).any(axis=1))
+    moving = there[settling_positions(z[there].astype(np.float64)) > 0]
     found: dict[str, list[int | None]] = {}
-    for trait, z in zip(traits, at_readout, strict=True):
-        if not len(places) or np.isnan(z[places]).any():
-            continue
-        point = commitment_point(z[places])
-        if point.after_start:
-            ends = (point.position, point.low, point.high)
-            found[trait] = [None if end is None else int(places[end]) for end in ends]
+    for number in moving:
+        point = commitment_point(z[number], draws=_DRAWS)
+        ends = (point.position, point.low, point.high)
+        found[traits[number]] = [None if end is None else int(places[end]) for end in ends]
     return found
 
 

@@ -13,6 +13,7 @@ WRITE_STEP = 0.002
 WEIGHT_STEP = 1 / 20000
 MISSING = -32768
 _LARGEST = 32767
+_LEAST_SHARE = 0.2
 
 
 def in_steps(values: np.ndarray, step: float) -> np.ndarray:
@@ -51,6 +52,8 @@ class Blobs:
 
     def add_if_room(self, arrays: dict[str, np.ndarray]) -> bool:
         """Keep all of ``arrays`` if the budget has room for them."""
+        if self.optional_bytes + _LEAST_SHARE * sum(array.nbytes for array in arrays.values()) > self.budget:
+            return False  # packing takes time, and nothing packs that well
         texts = {name: packed(array) for name, array in arrays.items()}
         size = sum(map(len, texts.values()))
         if self.optional_bytes + size > self.budget:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from traitscope.captures.calibration import TraitCalibration
 from traitscope.captures.reading import Run
@@ -46,29 +47,44 @@ def read_prompts(run: Run, generations: Sequence[str]) -> Iterator[PromptData]:
     """The data of ``generations``, in that order."""
     for start in range(0, len(generations), _GROUP):
         group = generations[start : start + _GROUP]
-        tables = [_by_generation(table, group) for table in (run.tokens, run.scores, run.writes)]
+        tokens = run.tokens.filter(pl.col("generation").is_in(list(group))).collect()
+        of_generation = tokens.partition_by("generation", as_dict=True)
+        scores, writes = (_Lists(table, group) for table in (run.scores, run.writes))
         for generation in group:
-            yield _prompt_data(run, generation, *(table[generation] for table in tables))
+            yield _prompt_data(run, generation, of_generation[generation,].sort("position"), scores, writes)
 
 
-def _by_generation(frame: pl.LazyFrame, generations: Sequence[str]) -> dict[str, pl.DataFrame]:
-    found = frame.filter(pl.col("generation").is_in(list(generations))).collect()
-    empty = found.clear()
-    parts = found.partition_by("generation", as_dict=True, maintain_order=True)
-    return {generation: parts.get((generation,), empty) for generation in generations}
+class _Lists:
+    """A table of lists over positions, opened for quick access by generation."""
+
+    def __init__(self, frame: pl.LazyFrame, generations: Sequence[str]) -> None:
+        table = frame.filter(pl.col("generation").is_in(list(generations))).collect().to_arrow().combine_chunks()
+        owners, self._checkpoints = (table[name].to_numpy() for name in ("generation", "checkpoint"))
+        self._rows = {generation: np.flatnonzero(owners == generation) for generation in generations}
+        self._lists = {name: _one_chunk(table[name]) for name in table.column_names if "." in name}
+
+    def fill(self, found: np.ndarray, generation: str, column: str, place: Mapping[str, int]) -> None:
+        """Put a generation's lists into the rows of ``found`` that their checkpoints have."""
+        lists = self._lists[column]
+        offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
+        for row in self._rows[generation]:
+            if offsets[row + 1] > offsets[row]:
+                found[place[self._checkpoints[row]]] = values[offsets[row] : offsets[row + 1]]
 
 
-def _prompt_data(
-    run: Run, generation: str, tokens: pl.DataFrame, scores: pl.DataFrame, writes: pl.DataFrame
-) -> PromptData:
-    tokens = tokens.sort("position")
+def _one_chunk(column: pa.ChunkedArray) -> Any:
+    combined = column.combine_chunks()
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
+
+
+def _prompt_data(run: Run, generation: str, tokens: pl.DataFrame, scores: _Lists, writes: _Lists) -> PromptData:
     place = {name: row for row, name in enumerate(run.checkpoints)}
     calibrations = list(run.traits.values())
     shape = (len(calibrations), len(place), len(tokens))
     score, write = (np.full(shape, np.nan, np.float32) for _ in range(2))
     for number, trait in enumerate(calibrations):
-        _fill(score[number], scores, f"score.{trait.trait}", place)
-        _fill(write[number], writes, f"write.{trait.trait}", place)
+        scores.fill(score[number], generation, f"score.{trait.trait}", place)
+        writes.fill(write[number], generation, f"write.{trait.trait}", place)
     mean, std = _neutral(calibrations, run.checkpoints)
     at_readout = np.array([std[k, place[trait.readout]] for k, trait in enumerate(calibrations)])
     columns = ("position", "phase", "role", "special")
@@ -77,17 +93,9 @@ def _prompt_data(
         tokens=tokens.select("token", "phase", "special", "role").to_dicts(),
         logprob=tokens["logprob"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
         content=content_mask(*(tokens[name].to_list() for name in columns)),
-        z=(score - mean[..., None]) / std[..., None],
-        writes=write / at_readout[:, None, None],
+        z=((score - mean[..., None]) / std[..., None]).astype(np.float32),
+        writes=(write / at_readout[:, None, None]).astype(np.float32),
     )
-
-
-def _fill(found: np.ndarray, frame: pl.DataFrame, column: str, place: dict[str, int]) -> None:
-    """Put lists over positions into the rows of ``found`` that their checkpoints have."""
-    there = frame.filter(pl.col(column).is_not_null())
-    if len(there):
-        rows = [place[name] for name in there["checkpoint"].to_list()]
-        found[rows] = there[column].explode().to_numpy().reshape(len(rows), -1)
 
 
 def _neutral(calibrations: Sequence[TraitCalibration], checkpoints: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
