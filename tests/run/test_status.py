@@ -186,7 +186,7 @@ def test_a_run_leaves_a_heartbeat_that_ends_at_all_of_its_work(finished: Path) -
     lines = (finished / "events.jsonl").read_text().splitlines()
     names = [json.loads(line)["event"] for line in lines]
     assert names[0] == "session"
-    assert names[-3:] == ["progress", "verifying", "session_end"]
+    assert names[-4:] == ["progress", "verifying", "splitting", "session_end"]
     last = json.loads(lines[names.index("progress", -4)])
     assert last["done"] == last["total"] == last["session_done"]
     assert 0 < last["tokens"] <= last["total"]

@@ -78,17 +78,18 @@ def test_shards_appear_until_another_process_completes_what_one_left(
     assert seen == [("killed", 1), ("running", 1), ("running", 2), ("complete", n_shards)]
 
 
-def test_a_run_that_verifies_is_not_complete_yet(
-    finished: Path, tmp_path: Path, between_looks: Callable[..., None]
+@pytest.mark.parametrize(("n_last", "stage"), [(1, "splitting open layers"), (2, "verifying")])
+def test_a_run_that_still_works_on_its_last_shards_is_not_complete_yet(
+    finished: Path, tmp_path: Path, between_looks: Callable[..., None], n_last: int, stage: str
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)
     lines = (run_dir / "events.jsonl").read_text().splitlines()
-    (run_dir / "events.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    (run_dir / "events.jsonl").write_text("\n".join(lines[:-n_last]) + "\n")
     process = ExitStack()
     process.enter_context(locked(run_dir))
     between_looks(process.close)
-    assert [(s["state"], s["stage"]) for s in watch_run(run_dir, 0.1)] == [("running", "verifying"), ("complete", None)]
+    assert [(s["state"], s["stage"]) for s in watch_run(run_dir, 0.1)] == [("running", stage), ("complete", None)]
 
 
 def test_a_directory_in_which_a_run_begins_is_waited_for_and_another_is_refused(
