@@ -1,6 +1,9 @@
-"""Bugs caught here: a slope in the wrong unit, one outlier taken for a drift, drift found in noise."""
+"""Bugs caught here: a slope in the wrong unit, one outlier taken for a drift, drift found in noise, memory that grows with
+the square of a response."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -24,6 +27,19 @@ def test_it_is_the_median_of_all_pairs() -> None:
     np.testing.assert_allclose(theil_sen_slope(z), expected)
     assert np.isnan(theil_sen_slope(np.ones(1)))
     assert np.isnan(token_slope(np.arange(LEAST_TOKENS - 1.0)))
+
+
+def test_a_long_response_takes_little_memory_and_hardly_another_slope() -> None:
+    from scipy.stats import theilslopes
+
+    z = np.random.default_rng(2).normal(size=8000) + 1e-3 * np.arange(8000)
+    tracemalloc.start()
+    slope = theil_sen_slope(z)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert slope == pytest.approx(1e-3, rel=0.03)
+    assert theil_sen_slope(z[:2500]) == pytest.approx(theilslopes(z[:2500])[0], abs=3e-6)
 
 
 def test_drift_is_found_in_5_percent_of_noise_and_where_it_is() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from traitscope.analysis.resampling import (
     LEAST_PROMPTS,
+    Estimate,
     bootstrap_interval,
     estimate,
     holm,
@@ -49,6 +50,14 @@ def test_too_few_prompts_have_a_value_and_no_interval() -> None:
     assert (few.value, few.low, few.high, few.n) == (2.0, None, None, 5)
     assert not few.excludes_zero
     assert estimate([np.ones(LEAST_PROMPTS)]).low == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excluded"),
+    [(0.1, 0.2, True), (-0.2, -0.1, True), (-0.1, 0.1, False), (0.0, 0.1, False), (float("nan"), float("nan"), False)],
+)
+def test_only_an_interval_that_is_there_can_exclude_zero(low: float, high: float, excluded: bool) -> None:
+    assert Estimate(0.1, low, high, 9).excludes_zero is excluded
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

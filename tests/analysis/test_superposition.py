@@ -1,7 +1,10 @@
 """Bugs caught here: a matrix read along the wrong side or at the wrong readout, chance stated wrongly, traits that
-share something in noise, poles that any direction tells apart taken for something that two traits share."""
+share something in noise, poles that any direction tells apart taken for something that two traits share, random readers
+of all traits held at once."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -143,3 +146,14 @@ def test_traits_without_enough_topics_are_left_out() -> None:
     reading = cross_reading(readers, [0, 0], [_states(generator, 99 * readers[0, 0], 4), None])
     assert reading.auroc[0, 0] == 1
     assert (reading.p == 1).all()
+
+
+def test_random_readers_of_many_traits_are_not_held_at_once() -> None:
+    generator = np.random.default_rng(4)
+    readers = _random_units(generator, 12, 1, 600)
+    states = [_states(generator, np.zeros(600)) for _ in range(12)]
+    tracemalloc.start()
+    cross_reading(readers, [0] * 12, states)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6, "the draws of twelve traits alone are 115 MB as float64"

@@ -32,7 +32,9 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+        if self.low is None or self.high is None:
+            return False
+        return 0 < self.low <= self.high or self.low <= self.high < 0  # neither holds for ends that are NaN
 
 
 def bootstrap_interval(

@@ -163,18 +163,22 @@ def cross_reading(
     n_traits = len(readouts)
     d = np.full((n_traits, n_traits), np.nan)
     relabelled, randomly = (np.full((draws, n_traits, n_traits), np.nan) for _ in range(2))
-    directions = generator.normal(size=(n_traits, readers.shape[-1], draws)).astype(np.float32)
-    for b, pairs in enumerate(states):
-        if pairs is None or len(set(pairs.topics)) < LEAST_TOPICS:
+    enough = [pairs if pairs is not None and len(set(pairs.topics)) >= LEAST_TOPICS else None for pairs in states]
+    for a, readout in enumerate(readouts):
+        # Drawn for one trait at a time: those of all traits of a large model would take gigabytes.
+        directions = generator.normal(size=(readers.shape[-1], draws)).astype(np.float32)
+        for b, pairs in enumerate(enough):
+            if pairs is not None and a != b:
+                randomly[:, a, b] = _effects(*((side @ directions).T for side in _sides(pairs, readout)))
+    for b, pairs in enumerate(enough):
+        if pairs is None:
             continue
         kept = _kept_labels(pairs.topics, generator, draws)
         for a, readout in enumerate(readouts):
-            sides = pairs.positive[:, readout], pairs.negative[:, readout]
-            ups, downs = (side @ readers[a, readout] for side in sides)
+            ups, downs = (side @ readers[a, readout] for side in _sides(pairs, readout))
             d[a, b] = _effects(ups, downs)
             if a != b:
                 relabelled[:, a, b] = _effects(np.where(kept, ups, downs), np.where(kept, downs, ups))
-                randomly[:, a, b] = _effects(*((side @ directions[a]).T for side in sides))
     return CrossReading(
         auroc=cross_auroc(readers, readouts, states),
         d=d,
@@ -182,6 +186,11 @@ def cross_reading(
         p_random=_largest_cell_p(d, randomly),
         random_spread=_spread(randomly),
     )
+
+
+def _sides(pairs: PoleStates, checkpoint: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both poles' states ``[n_pairs, d_model]`` at one checkpoint."""
+    return pairs.positive[:, checkpoint], pairs.negative[:, checkpoint]
 
 
 def _kept_labels(topics: Sequence[str], generator: np.random.Generator, draws: int) -> np.ndarray:
