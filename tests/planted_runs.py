@@ -24,7 +24,7 @@ class Planted:
     """One response: z of its content tokens ``[n]``, and of the prompt's last token.
 
     ``earlier`` are turns of the assistant in the prompt, each ``[n]``. Responses with the same ``text`` are of one
-    prompt.
+    prompt. ``pattern`` ``[heads, seq, seq]`` opens the layer.
     """
 
     experiment: str
@@ -35,6 +35,7 @@ class Planted:
     alpha: float | None = None
     earlier: Sequence[np.ndarray] = field(default_factory=tuple)
     text: int | None = None
+    pattern: np.ndarray | None = None
 
 
 def planted_run(responses: Sequence[Planted], neutral: np.ndarray | None = None) -> Run:
@@ -46,9 +47,15 @@ def planted_run(responses: Sequence[Planted], neutral: np.ndarray | None = None)
         "scores": _frame([row["scores"] for row in rows], scores_schema([TRAIT])),
         "writes": _frame([], writes_schema([TRAIT])),
         "prompts": _frame([row["prompt"] for row in rows], PROMPTS),
-        "captures": _frame([row["capture"] for row in rows], CAPTURES),
+        "captures": _frame([capture for row in rows for capture in row["captures"]], CAPTURES),
     }
-    return Run(frames, {TRAIT: _calibration(neutral)}, ("resid_pre.0", R), title="planted")
+    patterns = {
+        f"g{number}/0/pattern": lambda pattern=response.pattern: pattern
+        for number, response in enumerate(responses)
+        if response.pattern is not None
+    }
+    calibrations = {TRAIT: _calibration(neutral)}
+    return Run(frames, calibrations, ("resid_pre.0", R), title="planted", open_tensors=lambda: patterns)
 
 
 def _calibration(neutral: np.ndarray | None) -> TraitCalibration:
@@ -78,6 +85,11 @@ def _rows(generation: str, number: int, response: Planted) -> dict[str, Any]:
     scores = np.concatenate([np.asarray(part, dtype=float) for part in z]) * STD + MEAN
     named = {"generation": generation, "experiment": response.experiment, "prompt_id": response.prompt_id}
     text = number if response.text is None else response.text
+    steered = {"steer_trait": None if response.alpha is None else TRAIT, "alpha": response.alpha}
+    capture = {**named, **steered, "sample": response.sample, "layers": [0], "traits": [TRAIT]}
+    captures = [{**capture, "kind": "scores", "keep": []}]
+    if response.pattern is not None:
+        captures.append({**capture, "kind": "internals", "keep": ["pattern"]})
     return {
         "generation": {"generation": generation, "status": "ok"},
         "tokens": [
@@ -88,8 +100,7 @@ def _rows(generation: str, number: int, response: Planted) -> dict[str, Any]:
         "scores": {"generation": generation, "checkpoint": R, "layer": 0, "site": "resid_post"}
         | {"norm": np.ones(len(scores)).tolist(), f"score.{TRAIT}": scores.tolist()},
         "prompt": {**named, "sample": response.sample, "token_ids": [text], "response_ids": None},
-        "capture": {**named, "sample": response.sample, "kind": "scores", "layers": [0], "traits": [TRAIT], "keep": []}
-        | {"steer_trait": None if response.alpha is None else TRAIT, "alpha": response.alpha},
+        "captures": captures,
     }
 
 

@@ -1,5 +1,6 @@
 """Bugs caught here: the 1/n of a softmax reported as forgetting, a growing sink reported as forgetting, a half-life
-that is not the planted one, heads that decay in noise because there are many of them."""
+that is not the planted one, heads that decay in noise because there are many of them, a sliding window taken for
+attention that grows or decays."""
 
 from __future__ import annotations
 
@@ -36,6 +37,48 @@ def test_a_planted_half_life_is_found() -> None:
     pattern[:, QUERIES[:, None], TOKENS] *= falling
     pattern[:, QUERIES, 15] += 0.6 - pattern[:, QUERIES, 1:].sum(axis=-1)
     assert 1 / decay_rates(relative_attention(pattern, TOKENS, QUERIES), QUERIES) == pytest.approx(12)
+
+
+def _windowed(pattern: np.ndarray, window: int) -> np.ndarray:
+    """``pattern`` ``[n, n]`` where each query sees only ``window`` positions, its own among them; rows sum to 1."""
+    behind = np.subtract.outer(np.arange(len(pattern)), np.arange(len(pattern)))
+    seen = np.where(behind < window, pattern, 0)
+    return seen / seen.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("window", [10, 30, 45, 67, 200])
+def test_an_even_split_in_a_window_neither_grows_nor_decays(window: int) -> None:
+    queries = np.arange(9, 70)
+    relative = relative_attention(_windowed(_uniform(70, np.zeros(70)), window)[None], TOKENS, queries)
+    in_view = queries - window < TOKENS.min()
+    assert relative[:, in_view] == pytest.approx(1)
+    assert np.isnan(relative[:, ~in_view]).all(), "some of the tokens are out of sight"
+    rates = decay_rates(relative, queries)
+    assert np.isnan(rates).all() if in_view.sum() < 8 else rates == pytest.approx(0, abs=1e-9)
+
+
+def test_a_planted_half_life_is_found_in_a_window() -> None:
+    pattern = _windowed(_uniform(70, np.zeros(70)), 40)[None]
+    queries = np.arange(12, 70)
+    visible = np.minimum(queries, 40)
+    pattern[:, queries[:, None], TOKENS] = (pattern[:, queries[:, None], TOKENS] > 0) * (
+        0.5 * 2.0 ** (-queries / 12) / visible
+    )[:, None]
+    pattern[:, queries, queries] += 1 - pattern[:, queries].sum(axis=-1)
+    assert 1 / decay_rates(relative_attention(pattern, TOKENS, queries), queries) == pytest.approx(12)
+
+
+def test_a_weight_that_is_stored_as_zero_is_no_window() -> None:
+    pattern = np.stack([_uniform(70, np.zeros(70)), _uniform(70, np.full(70, 0.5))])
+    pattern[0, 40, :20] = 0
+    pattern[1, 30, :20] = 0
+    assert relative_attention(pattern, np.arange(30, 36), np.arange(40, 70))[1] == pytest.approx(1)
+
+
+def test_few_queries_in_a_window_of_a_long_response_are_all_read() -> None:
+    relative = np.full((1, 5000), np.nan)
+    relative[:, :20] = 2.0 ** (-np.arange(20) / 5)
+    assert decay_rates(relative, np.arange(5000)) == pytest.approx(1 / 5)
 
 
 def test_all_on_the_first_position_and_nothing_behind_a_window_are_not_read() -> None:

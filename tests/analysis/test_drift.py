@@ -1,5 +1,5 @@
-"""Bugs caught here: a slope in the wrong unit, one outlier taken for a drift, drift found in noise, memory that grows with
-the square of a response."""
+"""Bugs caught here: a slope in the wrong unit, one outlier taken for a drift, drift found in noise, memory
+that grows with the square of a response."""
 
 from __future__ import annotations
 

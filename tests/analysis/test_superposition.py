@@ -1,6 +1,6 @@
 """Bugs caught here: a matrix read along the wrong side or at the wrong readout, chance stated wrongly, traits that
-share something in noise, poles that any direction tells apart taken for something that two traits share, random readers
-of all traits held at once."""
+share something in noise, poles that any direction tells apart taken for something that two traits share, random
+readers of all traits held at once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Bugs caught here: tokens, samples or shared generations counted as prompts, special tokens in a mean, steered
-responses among the others, an interval for too few prompts."""
+responses among the others, an interval for too few prompts, a verdict against
+neutral replies that there are none of."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ import pytest
 
 from planted_runs import TRAIT, Planted, planted_run
 from traitscope.errors import InputError
-from traitscope.questions import commitment, confound, dose_response, drift
-from traitscope.questions.answer import Answer
+from traitscope.questions import attention_decay, commitment, confound, dose_response, drift
+from traitscope.questions.answer import Answer, Curve, Curves
 from traitscope.questions.kinds import answer_question
 from traitscope.questions.options import QuestionOptions
 
@@ -21,6 +22,7 @@ KINDS: dict[str, Any] = {
     "drift": drift,
     "instruction-confound": confound,
     "dose-response": dose_response,
+    "attention-decay": attention_decay,
 }
 
 
@@ -55,6 +57,43 @@ def test_prompts_that_commit_are_told_from_neutral_replies(ask: Any) -> None:
     assert values["all together"]["prompts"] == 24
 
 
+def curves_of(answer: Answer) -> dict[str, Curve]:
+    panel = next(panel for panel in answer.panels if isinstance(panel, Curves))
+    return {curve.label: curve for curve in panel.curves}
+
+
+def test_where_responses_settle_is_a_mean_over_prompts_whatever_their_samples(ask: Any) -> None:
+    late = [Planted("moves", "late", z + step(20), sample=n, text=0) for n, z in enumerate(noise(6, 50))]
+    later = [Planted("moves", str(n), z + step(28), text=n) for n, z in enumerate(noise(2, 50, seed=1), start=1)]
+    stay = [Planted("moves", str(n), z, text=n) for n, z in enumerate(noise(3, 50, seed=4), start=3)]
+    answer = ask("commitment-point", [*late, *later, *stay], noise(40, 50))
+    (value,) = answer.values["experiments"]
+    assert (value["after_start"], value["prompts"]) == (0.5, 6)
+    assert value["median_fraction"] == pytest.approx(32 / 50, abs=0.05), "of three prompts two settle later"
+    shares = np.array(curves_of(answer)["moves (6)"].y)
+    assert shares[0] == 0.5
+    assert np.isclose(shares, 4 / 6).any(), "six samples that settle are one prompt"
+
+
+@pytest.mark.parametrize("kind", ["commitment-point", "drift"])
+def test_samples_of_two_prompts_draw_no_curve(kind: str, ask: Any) -> None:
+    responses = [Planted("few", str(n % 2), z, sample=n // 2, text=n % 2) for n, z in enumerate(noise(12, 50))]
+    assert [label.split(" (")[0] for label in curves_of(ask(kind, responses, noise(40, 50)))] == ["neutral replies"]
+
+
+def test_a_course_is_a_mean_over_prompts_whatever_their_samples(ask: Any) -> None:
+    responses = [Planted("many", "a", np.full(30, 12.0), sample=n, text=0) for n in range(7)]
+    responses += [Planted("many", str(n), np.zeros(30), text=n) for n in range(1, 6)]
+    assert curves_of(ask("drift", responses, noise(40, 50)))["many"].y == pytest.approx([2.0] * 3)
+
+
+def test_the_seed_moves_the_interval_of_each_commitment(ask: Any) -> None:
+    responses = [Planted("moves", str(n), z + step(20)) for n, z in enumerate(noise(12, 50))]
+    first, other = (ask("commitment-point", responses, noise(40, 50), seed=seed).values["prompts"] for seed in (0, 1))
+    assert [row["commitment"] for row in first] == [row["commitment"] for row in other]
+    assert [(row["low"], row["high"]) for row in first] != [(row["low"], row["high"]) for row in other]
+
+
 def test_short_responses_few_prompts_and_old_vectors(ask: Any) -> None:
     responses = [Planted("few", str(n), z) for n, z in enumerate(noise(5, 50))]
     responses += [Planted("short", str(n), z) for n, z in enumerate(noise(9, 20))]
@@ -81,6 +120,22 @@ def test_drift_is_told_from_what_neutral_replies_do(ask: Any) -> None:
     assert still["slope"]["value"] == pytest.approx(0.5, abs=0.1)
     alike = ask("drift", responses, noise(40, 50, seed=1) + ramp).values["along"][0]
     assert alike["verdict"] == "rises, like neutral"
+
+
+@pytest.mark.parametrize("neutral", [None, noise(5, 50, seed=1), noise(40, 15, seed=1)])
+def test_drift_without_neutral_replies_says_so(ask: Any, neutral: np.ndarray | None) -> None:
+    responses = [Planted("rising", str(n), z + 0.05 * np.arange(50)) for n, z in enumerate(noise(12, 50))]
+    answer = ask("drift", responses, neutral)
+    assert answer.values["along"][0]["verdict"] == "rises (no neutral replies to compare)"
+    assert "z rises by" in answer.findings[0]
+    assert "fewer than 6 neutral replies" in answer.findings[0]
+    assert not any("nan" in finding or "neutral replies do" in finding for finding in answer.findings)
+
+
+def test_a_repeated_line_is_one_prompt_across_turns(ask: Any) -> None:
+    responses = [Planted("talk", str(n), np.full(5, 3.0), earlier=[np.full(4, 1.0)], text=0) for n in range(7)]
+    (value,) = ask("drift", responses).values["turns"]
+    assert (value["prompts"], value["slope"]["low"]) == (1, None)
 
 
 def test_turns_of_the_assistant(ask: Any) -> None:
@@ -132,6 +187,39 @@ def test_doses_are_compared_within_prompts_and_left_out_elsewhere(ask: Any) -> N
     assert ask("drift", responses).values["along"][0]["prompts"] == 0  # nine tokens are too few, and only dose 0 counts
     with pytest.raises(InputError, match="no experiment is steered"):
         ask("dose-response", [Planted("plain", "1", noise(9))])
+
+
+def attending(weight: np.ndarray, window: int) -> np.ndarray:
+    """``[1, n, n]`` of a planted response of ``n - 4`` content tokens: an even split in a window, but for the user's
+    tokens, which the queries give ``weight`` ``[n]`` times as much."""
+    n = len(weight)
+    behind = np.subtract.outer(np.arange(n), np.arange(n))
+    pattern = ((behind >= 0) & (behind < window)).astype(float)
+    pattern[:, 0] = 0
+    pattern[0, 0] = 1
+    pattern[3:, 1:3] *= weight[3:, None]
+    others = pattern[3:, 3:].sum(axis=1, keepdims=True)
+    visible = pattern[3:].astype(bool).sum(axis=1, keepdims=True)
+    pattern[3:, 3:] *= (visible - pattern[3:, 1:3].sum(axis=1, keepdims=True)) / others
+    return (pattern / pattern.sum(axis=1, keepdims=True))[None]
+
+
+def test_a_head_under_a_sliding_window_is_held_against_an_even_split_of_it(ask: Any) -> None:
+    even, falling = np.ones(64), 2.0 ** (-np.arange(64) / 10)
+    pattern = np.concatenate([attending(even, 40), attending(falling, 40)])
+    responses = [Planted("opened", str(n), noise(60), pattern=pattern) for n in range(8)]
+    still, decaying = ask("attention-decay", responses).values["heads"]
+    assert still["verdict"] == "no decay"
+    assert (decaying["verdict"], decaying["half_life"]) == ("decays", pytest.approx(10, rel=0.01))
+
+
+def test_the_course_of_a_head_is_a_mean_over_prompts_whatever_their_samples(ask: Any) -> None:
+    twice, once = attending(np.full(34, 2.0), 99), attending(np.ones(34), 99)
+    responses = [Planted("opened", str(n), noise(30), text=n, pattern=once) for n in range(5)]
+    responses += [Planted("opened", "5", noise(30), sample=0, text=5, pattern=once)]
+    responses += [Planted("opened", "5", noise(30), sample=n, text=5, pattern=twice) for n in range(1, 4)]
+    (head,) = ask("attention-decay", responses).values["heads"]
+    assert head["curve_log2"][:30] == pytest.approx([0.75 / 6] * 30)
 
 
 def test_unknown_names_are_refused(ask: Any) -> None:

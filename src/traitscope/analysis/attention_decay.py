@@ -2,7 +2,8 @@
 
 The weights of a softmax over n visible tokens fall like 1/n even where a head prefers none of them, so a weight that
 shrinks is no sign of forgetting. What is followed is the *relative attention*: the weight times the number of visible
-tokens, 1 for an even split at any distance.
+tokens, 1 for an even split at any distance. Under a sliding window that number stops growing, and with it the weights
+stop falling: it is the visible tokens that count, not the earlier ones.
 
 The first position is left out, and the rest is scaled to sum to 1. Many heads park most of their attention there when
 they have nothing to do (Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023), and how much
@@ -63,10 +64,12 @@ class HeadDecay:
 
 def relative_attention(pattern: np.ndarray, tokens: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """``[heads, n_queries]``: attention of each query to each of ``tokens``, as a multiple of an even split, averaged
-    over ``tokens``. NaN where nearly all attention (above 0.999) is on the first position or on a sink.
+    over ``tokens``. NaN where nearly all attention (above 0.999) is on the first position or on a sink, and where a
+    sliding window has left one of ``tokens`` behind.
 
     Args:
-        pattern: ``[heads, seq, seq]``, row q over the positions 0 to q.
+        pattern: ``[heads, seq, seq]``, row q over the positions 0 to q; exactly 0 where a window hides a position. The
+            heads share one window.
         tokens, queries: positions; all tokens lie between position 0 and the first query.
 
     Raises:
@@ -77,17 +80,30 @@ def relative_attention(pattern: np.ndarray, tokens: np.ndarray, queries: np.ndar
     rows = pattern[:, queries].astype(np.float64)
     rest = rows[:, :, 1:].sum(axis=-1)
     share = rows[:, :, tokens].mean(axis=-1) / np.where(rest > _LEAST_REST, rest, np.nan)
-    return share * queries  # query q sees the positions 1 to q
+    start = np.maximum(_first_visible(pattern)[queries], 1)  # the first position is left out
+    return np.where(start <= tokens.min(), share * (queries - start + 1), np.nan)
+
+
+def _first_visible(pattern: np.ndarray) -> np.ndarray:
+    """``[seq]``: the first position that each query sees, at or before the first with weight in any head.
+
+    A weight may be stored as 0 for being tiny, so a query sees as far back as any later one does.
+    """
+    first = (pattern > 0).any(axis=0).argmax(axis=-1)
+    return np.minimum.accumulate(first[::-1])[::-1]
 
 
 def decay_rates(relative: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Halvings per token ``[heads]`` of relative attention ``[heads, n_queries]``: an exponential, fitted to its
     logarithm by the median of the slopes between every two queries, so that single peaks do not bend it.
 
-    Queries without any attention to the tokens (behind a sliding window) are left out; NaN where fewer than 8 are left.
-    At most 200 queries, evenly spaced, are read. Source: Theil (1950), Sen (1968).
+    Queries whose relative attention is NaN or 0 are left out; NaN where fewer than 8 are left. Of those that any head
+    can be read at, at most 200, evenly spaced, are read. Source: Theil (1950), Sen (1968).
     """
-    chosen = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), _MOST_QUERIES)).round().astype(int))
+    known = np.flatnonzero((relative > 0).any(axis=0))
+    if len(known) < LEAST_QUERIES:
+        return np.full(len(relative), np.nan)
+    chosen = known[np.linspace(0, len(known) - 1, min(len(known), _MOST_QUERIES)).round().astype(int)]
     with np.errstate(divide="ignore"):
         logs = np.log2(np.where(relative[:, chosen] > 0, relative[:, chosen], np.nan))
     one, other = np.triu_indices(len(chosen), 1)

@@ -13,8 +13,8 @@ def theil_sen_slope(values: np.ndarray) -> np.ndarray:
     """Slope ``[...]`` per step of ``values`` ``[..., n]``: the median slope between any two of them; NaN for one value.
 
     Source: Theil (1950), Sen, "Estimates of the Regression Coefficient Based on Kendall's Tau" (1968). A few tokens
-    with huge scores do not move it. Of more than a million pairs (1,414 values) only those at evenly spaced distances are
-    read, every value among them, so that memory stays bounded.
+    with huge scores do not move it. Of more than a million pairs (1,414 values) only those at evenly spaced distances
+    are read, every value among them, so that memory stays bounded.
     """
     first, second = _pairs(values.shape[-1])
     if not len(first):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import polars as pl
 
 from traitscope.analysis.resampling import estimate
+from traitscope.captures.prompts import prompt_numbers
 from traitscope.captures.reading import Run
 from traitscope.captures.responses import mean_z
 
@@ -53,7 +54,11 @@ def scored_expectations(run: Run, suite: Mapping[str, Any]) -> list[Expectation]
     expecting = [experiment for experiment in suite["experiments"] if experiment["expect"]]
     if not expecting:
         return []
-    z, captures = mean_z(run, "response_mean"), run.captures.collect()
+    z, numbers = mean_z(run, "response_mean"), prompt_numbers(run)
+    captures = run.captures.collect()
+    captures = captures.with_columns(
+        pl.col("generation").replace_strict(numbers, return_dtype=pl.Int64).alias("prompt")
+    )
     return [
         _scored(experiment["name"], trait, side, of_dose)
         for experiment in expecting
@@ -63,13 +68,11 @@ def scored_expectations(run: Run, suite: Mapping[str, Any]) -> list[Expectation]
 
 
 def _by_prompt(captures: pl.DataFrame, z: pl.DataFrame, experiment: str, trait: str) -> pl.DataFrame:
-    """``alpha``, ``prompt_id`` and ``z`` (null or NaN where there is none), one row per prompt and dose."""
-    asked = captures.filter(pl.col("experiment") == experiment).unique(
-        ["generation", "prompt_id", "sample", "alpha"], maintain_order=True
-    )
+    """``alpha``, ``prompt`` and ``z`` (null or NaN where there is none), one row per prompt and dose."""
+    asked = captures.filter(pl.col("experiment") == experiment).unique(["generation", "alpha"], maintain_order=True)
     return (
         asked.join(z.select("generation", pl.col(trait).alias("z")), on="generation", how="left", maintain_order="left")
-        .group_by("alpha", "prompt_id", maintain_order=True)
+        .group_by("alpha", "prompt", maintain_order=True)
         .agg(pl.col("z").mean())
     )
 

@@ -10,15 +10,19 @@ from typing import Any
 from traitscope.captures.expectations import scored_expectations
 from traitscope.captures.files import committed_shards, read_frozen_plan, read_retries, read_sessions
 from traitscope.captures.old_procedure import procedures_of
+from traitscope.captures.prompts import prompt_numbers
 from traitscope.captures.reading import Run, open_run
 from traitscope.captures.responses import mean_z
 
 
 def summary_of(run: Run) -> list[dict[str, Any]]:
-    """One entry per capture, in the suite's order: experiment, prompt, status, response, mean z per trait."""
+    """One entry per capture, in the suite's order: experiment, prompt, status, response, mean z per trait.
+
+    Entries with one ``prompt_number`` are of one prompt, the unit of statistics, see ``prompt_numbers``.
+    """
     scores = {row["generation"]: row for row in mean_z(run).to_dicts()}
     outcomes = {row["generation"]: row for row in run.generations.collect().to_dicts()}
-    asked = run.captures.collect().to_dicts()
+    asked, numbers = run.captures.collect().to_dicts(), prompt_numbers(run)
     messages = {
         (row["experiment"], row["prompt_id"]): row["messages"]
         for row in run.prompts.select("experiment", "prompt_id", "messages").collect().to_dicts()
@@ -33,6 +37,7 @@ def summary_of(run: Run) -> list[dict[str, Any]]:
                 "layers": capture["layers"] if capture["kind"] == "internals" else None,
                 "experiment": capture["experiment"],
                 "prompt_id": capture["prompt_id"],
+                "prompt_number": numbers[capture["generation"]],
                 "sample": capture["sample"],
                 "steer_trait": capture["steer_trait"],
                 "alpha": capture["alpha"],

@@ -181,21 +181,31 @@ def _chosen_heads(layer: int, read: _Read, head: int | None) -> Sequence[int]:
 
 def _head(layer: int, head: int, decay: HeadDecay, of_prompt: Mapping[int, Sequence[_Read]]) -> _Head:
     longest = max(one.relative.shape[1] for read in of_prompt.values() for one in read)
-    curves = np.full((len(of_prompt), longest), np.nan)
-    for row, read in zip(curves, of_prompt.values(), strict=True):
-        row[: read[0].relative.shape[1]] = read[0].relative[head]
-    with np.errstate(divide="ignore"):
-        logs = np.log2(np.where(curves > 0, curves, np.nan))
+    logs = np.stack([_finite_means(_logs(read, head, longest)) for read in of_prompt.values()])
     enough = np.isfinite(logs).sum(axis=0) >= min(LEAST_PROMPTS, len(of_prompt))
-    curve = np.where(enough, np.nansum(logs, axis=0) / np.maximum(np.isfinite(logs).sum(axis=0), 1), np.nan)
+    curve = np.where(enough, _finite_means(logs), np.nan)
     return _Head(
         layer,
         head,
         decay,
         beginning=float(2 ** _mean(curve[:_BEGINNING])),
-        first=_mean([one.first[head] for read in of_prompt.values() for one in read]),
+        first=_mean([_mean([one.first[head] for one in read]) for read in of_prompt.values()]),
         curve=curve,
     )
+
+
+def _logs(samples: Sequence[_Read], head: int, length: int) -> np.ndarray:
+    """``[n_samples, length]``: log2 of a head's relative attention, NaN where there is none."""
+    found = np.full((len(samples), length), np.nan)
+    for row, one in zip(found, samples, strict=True):
+        row[: one.relative.shape[1]] = one.relative[head]
+    return np.log2(np.where(found > 0, found, np.nan))
+
+
+def _finite_means(rows: np.ndarray) -> np.ndarray:
+    """Means ``[n]`` of what is finite in each column of ``rows`` ``[m, n]``; NaN where nothing is."""
+    known = np.isfinite(rows).sum(axis=0)
+    return np.where(known > 0, np.nansum(rows, axis=0) / np.maximum(known, 1), np.nan)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
@@ -222,7 +232,7 @@ def _findings(heads: Sequence[_Head]) -> tuple[str, ...]:
         sentences.append(
             f"{untold} of {len(heads)} heads are inconclusive: fewer than {LEAST_PROMPTS} prompts could be read for "
             f"them (a prompt is read where its response has {LEAST_QUERIES} content tokens that look at anything but "
-            "the first position)."
+            "the first position and have all the tokens looked at within a sliding window, where the layer has one)."
         )
     return tuple(sentences)
 

@@ -31,6 +31,7 @@ from traitscope.questions.responses import (
     by_prompt,
     chosen_traits,
     in_experiments,
+    means_of_prompts,
     responses_of,
 )
 from traitscope.questions.wording import shown_p, shown_share
@@ -47,6 +48,12 @@ class _Neutral:
     positions: np.ndarray
     lengths: np.ndarray
     longest: int
+
+    @property
+    def places(self) -> np.ndarray:
+        """Where those that settle after the start do, as a fraction of the length."""
+        moved = self.positions > 0
+        return self.positions[moved] / self.lengths[moved]
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ def ask_commitment(run_dir: Path, options: QuestionOptions) -> Answer:
     panels = []
     for trait in chosen_traits(run, options):
         neutral = _neutral(run.traits[trait], run_dir)
-        settled = [_settled(response, run.traits[trait], neutral) for response in responses_of(run, trait, asked)]
+        responses = responses_of(run, trait, asked)
+        settled = [_settled(response, run.traits[trait], neutral, options.seed) for response in responses]
         groups = in_experiments(settled, lambda one: one.response)
         values += [_compared(trait, name, group, neutral, options.seed) for name, group in groups.items()]
         prompts += [_prompt_row(trait, one) for one in settled]
@@ -106,14 +114,17 @@ def _neutral(calibration: TraitCalibration, run_dir: Path) -> _Neutral:
     rows = [row[np.isfinite(row)] for row in calibration.neutral_trajectory]
     rows = [row for row in rows if len(row) >= LEAST_TOKENS]
     positions = [int(settling_positions(calibration.z(row, calibration.readout))) for row in rows]
-    return _Neutral(np.array(positions), np.array([len(row) for row in rows]), calibration.neutral_trajectory.shape[1])
+    lengths = [len(row) for row in rows]
+    return _Neutral(
+        np.array(positions, dtype=int), np.array(lengths, dtype=int), calibration.neutral_trajectory.shape[1]
+    )
 
 
-def _settled(response: Response, calibration: TraitCalibration, neutral: _Neutral) -> _Settled:
+def _settled(response: Response, calibration: TraitCalibration, neutral: _Neutral, seed: int) -> _Settled:
     cut = response.z[: neutral.longest]
     return _Settled(
         response,
-        commitment_point(response.z),
+        commitment_point(response.z, seed=seed),
         old_rule_commitment(calibration.raw(response.z, calibration.readout)),
         int(settling_positions(cut)),
         len(cut),
@@ -134,12 +145,12 @@ def _compared(trait: str, experiment: str, group: Sequence[_Settled], neutral: _
         "after_start": _mean(after),
         "from_start": _mean(_shares(long, [one.cut_position == 0 for one in long])),
         "unsettled": _mean(_shares(long, [one.cut_position < 0 for one in long])),
-        "median_fraction": _median_fraction([(one.cut_position, one.cut_length) for one in long]),
+        "median_fraction": _median(_places(long)),
         "neutral_replies": len(null),
         "neutral_after_start": _mean(null),
         "neutral_from_start": _mean(neutral.positions == 0),
         "neutral_unsettled": _mean(neutral.positions < 0),
-        "neutral_median_fraction": _median_fraction(list(zip(neutral.positions, neutral.lengths, strict=True))),
+        "neutral_median_fraction": _median(neutral.places),
         "tokens_compared": neutral.longest,
         "p": float(permutation_p(after, null, seed=seed)) if enough else float("nan"),
         "where_p": _where_p(long, neutral),
@@ -155,19 +166,21 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _median_fraction(places: Sequence[tuple[int, int]]) -> float:
-    """Median position of those that settle after the start, as a fraction of the length."""
-    fractions = [position / length for position, length in places if position > 0]
-    return float(np.median(fractions)) if fractions else float("nan")
+def _places(long: Sequence[_Settled]) -> np.ndarray:
+    """``[n_prompts]``: where the samples that settle after the start do, as a fraction of the length, on average."""
+    moved = [one for one in long if one.cut_position > 0]
+    return by_prompt([one.response for one in moved], [one.cut_position / one.cut_length for one in moved])
+
+
+def _median(places: np.ndarray) -> float:
+    return float(np.median(places)) if len(places) else float("nan")
 
 
 def _where_p(long: Sequence[_Settled], neutral: _Neutral) -> float:
     """Whether those that settle after the start do so elsewhere than neutral replies (Mann and Whitney, 1947)."""
     from scipy.stats import mannwhitneyu
 
-    moved = [one for one in long if one.cut_position > 0]
-    own = by_prompt([one.response for one in moved], [one.cut_position / one.cut_length for one in moved])
-    usual = (neutral.positions / neutral.lengths)[neutral.positions > 0] if len(neutral.positions) else np.zeros(0)
+    own, usual = _places(long), neutral.places
     if min(len(own), len(usual)) < LEAST_PROMPTS:
         return float("nan")
     return float(mannwhitneyu(own, usual).pvalue)
@@ -276,15 +289,17 @@ def _prompts_table(rows: Sequence[tuple[Plain, ...]]) -> AnswerTable:
 
 
 def _panel(trait: str, groups: dict[str, list[_Settled]], neutral: _Neutral) -> Curves:
-    curves = [_cumulative(f"neutral replies ({len(neutral.positions)})", neutral.positions, neutral.lengths, null=True)]
+    own = range(len(neutral.positions))
+    curves = [_cumulative("neutral replies", neutral.positions, neutral.lengths, own, null=True)] if own else []
     for name, group in groups.items():
         long = [one for one in group if one.cut_length >= LEAST_TOKENS]
-        if len(long) >= LEAST_PROMPTS:
+        prompts = [one.response.asked.prompt for one in long]
+        if len(set(prompts)) >= LEAST_PROMPTS:
             positions = np.array([one.cut_position for one in long])
             lengths = np.array([one.cut_length for one in long])
-            curves.append(_cumulative(f"{name} ({len(long)})", positions, lengths))
+            curves.append(_cumulative(name, positions, lengths, prompts))
     return Curves(
-        title=f"{trait}: share of responses that have come to their final level",
+        title=f"{trait}: share of responses that have come to their final level (number of prompts)",
         x_label="share of the response read",
         y_label="share settled",
         curves=tuple(curves),
@@ -292,7 +307,10 @@ def _panel(trait: str, groups: dict[str, list[_Settled]], neutral: _Neutral) -> 
     )
 
 
-def _cumulative(label: str, positions: np.ndarray, lengths: np.ndarray, *, null: bool = False) -> Curve:
+def _cumulative(
+    label: str, positions: np.ndarray, lengths: np.ndarray, prompts: Sequence[int], *, null: bool = False
+) -> Curve:
+    """Mean over prompts of the share of their samples; ``prompts`` names the prompt of each position."""
     fractions = np.where(positions >= 0, positions / np.maximum(lengths, 1), np.inf)
-    shares = [float((fractions <= share).mean()) if len(fractions) else float("nan") for share in _FRACTIONS]
-    return Curve(label, tuple(_FRACTIONS.tolist()), tuple(shares), null=null)
+    shares = [float(means_of_prompts(prompts, fractions <= share).mean()) for share in _FRACTIONS]
+    return Curve(f"{label} ({len(set(prompts))})", tuple(_FRACTIONS.tolist()), tuple(shares), null=null)

@@ -23,12 +23,15 @@ from traitscope.questions.responses import (
     by_prompt,
     chosen_traits,
     in_experiments,
+    means_of_prompts,
     responses_of,
     turns_of,
 )
 from traitscope.questions.wording import shown_interval, shown_p
 
 _LEVEL = 0.05
+_LIKE_NEUTRAL = "like neutral"
+_NOTHING_TO_COMPARE = "no neutral replies to compare"
 
 
 def ask_drift(run_dir: Path, options: QuestionOptions) -> Answer:
@@ -103,11 +106,11 @@ def _over_turns(run: Run, trait: str, asked: Sequence[Asked], seed: int) -> list
 def _turn_entry(
     trait: str, experiment: str, transcripts: Sequence[tuple[Asked, np.ndarray]], seed: int
 ) -> dict[str, Any]:
-    by_id: dict[str, list[np.ndarray]] = {}
+    samples: dict[int, list[np.ndarray]] = {}
     for entry, means in transcripts:
-        by_id.setdefault(entry.prompt_id, []).append(means)
-    shortest = {name: min(len(means) for means in samples) for name, samples in by_id.items()}
-    prompts = [np.mean([means[: shortest[name]] for means in samples], axis=0) for name, samples in by_id.items()]
+        samples.setdefault(entry.prompt, []).append(means)
+    shortest = {prompt: min(map(len, own)) for prompt, own in samples.items()}
+    prompts = [np.mean([means[: shortest[prompt]] for means in own], axis=0) for prompt, own in samples.items()]
     slopes = np.array([float(theil_sen_slope(means)) for means in prompts])
     turns = range(max(len(means) for means in prompts))
     at_turn = [np.array([means[turn] for means in prompts if len(means) > turn]) for turn in turns]
@@ -133,7 +136,9 @@ def _verdict(value: dict[str, Any]) -> str:
     if value["p_zero_adjusted"] > _LEVEL:
         return "no drift found"
     direction = "rises" if value["slope"].value > 0 else "falls"
-    return direction if value["p_neutral_adjusted"] <= _LEVEL else f"{direction}, like neutral"
+    if np.isnan(value["p_neutral_adjusted"]):
+        return f"{direction} ({_NOTHING_TO_COMPARE})"
+    return direction if value["p_neutral_adjusted"] <= _LEVEL else f"{direction}, {_LIKE_NEUTRAL}"
 
 
 def _along_findings(values: Sequence[dict[str, Any]]) -> list[str]:
@@ -152,13 +157,24 @@ def _along_findings(values: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _moving(value: dict[str, Any]) -> str:
-    direction, _, like = value["verdict"].partition(", ")
-    neutral = "which cannot be told from what neutral replies do" if like else "which neutral replies do not"
+    direction = "rises" if value["slope"].value > 0 else "falls"
     return (
         f"{value['trait']}, {value['experiment']}: z {direction} by {abs(value['slope'].value):.2f} per "
         f"{PER_TOKENS} tokens ({shown_interval(value['slope'])}; {value['prompts']} prompts, adjusted p "
-        f"{shown_p(value['p_zero_adjusted'])}), {neutral} ({value['neutral_slope'].value:+.2f})."
+        f"{shown_p(value['p_zero_adjusted'])}), {_beside_neutral(value)}."
     )
+
+
+def _beside_neutral(value: dict[str, Any]) -> str:
+    if value["verdict"].endswith(f"({_NOTHING_TO_COMPARE})"):
+        return (
+            f"beside fewer than {LEAST_PROMPTS} neutral replies of {LEAST_TOKENS} content tokens or more, so that it "
+            "may be what every reply does"
+        )
+    usual = f"({value['neutral_slope'].value:+.2f})"
+    if value["verdict"].endswith(_LIKE_NEUTRAL):
+        return f"which cannot be told from what neutral replies do {usual}"
+    return f"which neutral replies do not {usual}"
 
 
 def _along_table(values: Sequence[dict[str, Any]]) -> AnswerTable:
@@ -245,10 +261,11 @@ def _dot(label: str, found: Estimate, group: str) -> Dot:
 
 
 def _course(trait: str, groups: dict[str, list[Response]], neutral: Sequence[np.ndarray]) -> Curves:
-    curves = [_mean_course("neutral replies", neutral, null=True)] if neutral else []
+    curves = [_mean_course("neutral replies", neutral, range(len(neutral)), null=True)] if neutral else []
     for name, group in groups.items():
-        if len(by_prompt(group, [0.0] * len(group))) >= LEAST_PROMPTS:
-            curves.append(_mean_course(name, [response.z for response in group]))
+        prompts = [response.asked.prompt for response in group]
+        if len(set(prompts)) >= LEAST_PROMPTS:
+            curves.append(_mean_course(name, [response.z for response in group], prompts))
     return Curves(
         title=f"{trait}: mean z along the response, in steps of {PER_TOKENS} tokens",
         x_label="content token of the response",
@@ -258,17 +275,20 @@ def _course(trait: str, groups: dict[str, list[Response]], neutral: Sequence[np.
     )
 
 
-def _mean_course(label: str, rows: Sequence[np.ndarray], *, null: bool = False) -> Curve:
-    """Means over the responses that are whole in a step; steps that fewer than ``LEAST_PROMPTS`` reach are left out."""
-    steps = range(max(len(row) for row in rows) // PER_TOKENS)
-    whole = [[row[_tokens(step)].mean() for row in rows if len(row) >= (step + 1) * PER_TOKENS] for step in steps]
-    shown = [step for step in steps if len(whole[step]) >= LEAST_PROMPTS]
+def _mean_course(label: str, rows: Sequence[np.ndarray], prompts: Sequence[int], *, null: bool = False) -> Curve:
+    """Means over the prompts whose responses ``rows`` are whole in a step; steps that fewer than ``LEAST_PROMPTS``
+    reach are left out. ``prompts`` names the prompt of each row."""
+    whole = [_step_means(rows, prompts, step) for step in range(max(len(row) for row in rows) // PER_TOKENS)]
+    shown = [step for step, means in enumerate(whole) if len(means) >= LEAST_PROMPTS]
     centres = [(step + 0.5) * PER_TOKENS for step in shown]
-    return Curve(label, tuple(centres), tuple(float(np.mean(whole[step])) for step in shown), null=null)
+    return Curve(label, tuple(centres), tuple(float(whole[step].mean()) for step in shown), null=null)
 
 
-def _tokens(step: int) -> slice:
-    return slice(step * PER_TOKENS, (step + 1) * PER_TOKENS)
+def _step_means(rows: Sequence[np.ndarray], prompts: Sequence[int], step: int) -> np.ndarray:
+    """Means ``[n_prompts]`` over one step of ``PER_TOKENS`` tokens."""
+    start, end = step * PER_TOKENS, (step + 1) * PER_TOKENS
+    reaching = [(prompt, row[start:end].mean()) for row, prompt in zip(rows, prompts, strict=True) if len(row) >= end]
+    return means_of_prompts([prompt for prompt, _ in reaching], [mean for _, mean in reaching])
 
 
 def _turn_panel(values: Sequence[dict[str, Any]]) -> Intervals:

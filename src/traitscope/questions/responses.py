@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from traitscope.captures.calibration import TraitCalibration
+from traitscope.captures.prompts import prompt_numbers
 from traitscope.captures.reading import Run, capture_label
 from traitscope.errors import InputError, near_names
 from traitscope.questions.options import QuestionOptions
@@ -24,7 +25,7 @@ ALL = "all together"
 class Asked:
     """One generation of an experiment; a generation that several experiments share is there once for each.
 
-    ``prompt`` is the same for everything that was made of the same prompt (and given response): the unit of statistics.
+    ``prompt`` is the unit of statistics, see ``prompt_numbers``.
     """
 
     generation: str
@@ -78,7 +79,7 @@ def asked_of(run: Run, options: QuestionOptions, *, steered: bool = False) -> li
         InputError: the run has no such experiment.
     """
     captures = run.captures.collect().to_dicts()
-    prompts = _prompts(run)
+    prompts = prompt_numbers(run)
     known = list(dict.fromkeys(row["experiment"] for row in captures))
     for experiment in options.experiments:
         if experiment not in known:
@@ -140,14 +141,6 @@ def turns_of(run: Run, trait: str, asked: Sequence[Asked]) -> list[tuple[Asked, 
     return [(entry, by_generation[entry.generation]) for entry in wanted if entry.generation in by_generation]
 
 
-def _prompts(run: Run) -> dict[str, int]:
-    """A number for each generation's prompt, by generation."""
-    rows = run.prompts.select("generation", "token_ids", "response_ids").collect().to_dicts()
-    numbers: dict[tuple, int] = {}
-    texts = {row["generation"]: (tuple(row["token_ids"]), tuple(row["response_ids"] or ())) for row in rows}
-    return {generation: numbers.setdefault(text, len(numbers)) for generation, text in texts.items()}
-
-
 def in_experiments(items: Sequence[Item], response: Callable[[Item], Response]) -> dict[str, list[Item]]:
     """Items by the experiment of their response, in order; of several also all together, each generation once."""
     groups: dict[str, list[Item]] = {}
@@ -160,7 +153,12 @@ def in_experiments(items: Sequence[Item], response: Callable[[Item], Response]) 
 
 def by_prompt(responses: Sequence[Response], values: Sequence[float]) -> np.ndarray:
     """Means of ``values`` ``[n_prompts]``: samples of one prompt are no further prompts."""
+    return means_of_prompts([response.asked.prompt for response in responses], values)
+
+
+def means_of_prompts(prompts: Sequence[int], values: Sequence[float]) -> np.ndarray:
+    """Means ``[n_prompts]`` of the ``values`` of each of ``prompts``, which name one prompt a value."""
     gathered: dict[int, list[float]] = {}
-    for response, value in zip(responses, values, strict=True):
-        gathered.setdefault(response.asked.prompt, []).append(value)
+    for prompt, value in zip(prompts, values, strict=True):
+        gathered.setdefault(prompt, []).append(value)
     return np.array([np.mean(found) for found in gathered.values()], dtype=np.float64)

@@ -44,10 +44,10 @@ def _points(group: Sequence[Mapping[str, Any]], trait: str) -> list[dict[str, An
 
 
 def _per_prompt(group: Sequence[Mapping[str, Any]], trait: str) -> np.ndarray:
-    prompts: dict[str, list[float]] = {}
+    prompts: dict[int, list[float]] = {}
     for capture in group:
         if (z := capture["mean_z"].get(trait)) is not None:
-            prompts.setdefault(capture["prompt_id"], []).append(z)
+            prompts.setdefault(capture["prompt_number"], []).append(z)
     return np.array([np.mean(values) for values in prompts.values()])
 
 
