@@ -18,9 +18,6 @@ def analyse(
     kind: Annotated[str, typer.Option(help=_HELP)],
     trait: Annotated[list[str] | None, typer.Option(help="Only this trait; may be given again.")] = None,
     experiment: Annotated[list[str] | None, typer.Option(help="Only this experiment; may be given again.")] = None,
-    generation: Annotated[
-        str | None, typer.Option(help="One generation: its id, the beginning of it, or experiment/prompt_id.")
-    ] = None,
     layer: Annotated[int | None, typer.Option(help="A layer, from 0; negative: from the end.")] = None,
     head: Annotated[int | None, typer.Option(help="An attention head, from 0.")] = None,
     position: Annotated[int | None, typer.Option(help="A token's position; negative: from the end.")] = None,
@@ -32,7 +29,7 @@ def analyse(
     as_json: AsJson = False,
 ) -> None:
     """Ask a run a question: what was found, with intervals, against what chance would show."""
-    from traitscope.questions.keeping import keep_answer, picture_path
+    from traitscope.questions.keeping import captured_generations, keep_answer, picture_path
     from traitscope.questions.kinds import answer_question, find_kind
     from traitscope.questions.options import QuestionOptions
     from traitscope.report.answer import print_answer
@@ -42,7 +39,6 @@ def analyse(
     options = QuestionOptions(
         traits=tuple(dict.fromkeys(trait or ())),
         experiments=tuple(dict.fromkeys(experiment or ())),
-        generation=generation,
         layer=layer,
         head=head,
         position=position,
@@ -50,8 +46,9 @@ def analyse(
         seed=seed,
     )
     picture = picture_path(run_dir, kind, out)
+    captured = captured_generations(run_dir)  # counted first: a run that goes on may have more by the end
     answer = answer_question(kind, run_dir, options)
-    kept = keep_answer(answer, run_dir, picture)
+    kept = keep_answer(answer, run_dir, picture, captured=captured)
     save_answer_picture(answer, picture)
     if as_json:
         print_json(answer.described())

@@ -47,18 +47,19 @@ def _answer_what_the_suite_asks(run_dir: Path) -> None:
 
 
 def _answer(kind: str, run_dir: Path) -> None:
-    from traitscope.questions.keeping import keep_answer, picture_path
+    from traitscope.questions.keeping import captured_generations, keep_answer, picture_path
     from traitscope.questions.kinds import answer_question
     from traitscope.questions.options import QuestionOptions
     from traitscope.report.answer_picture import save_answer_picture
 
+    captured = captured_generations(run_dir)
     try:
         answer = answer_question(kind, run_dir, QuestionOptions())
     except InputError as error:  # a run that was cut short may lack what the question needs
         typer.echo(f"{kind}: {error}", err=True)
         return
     picture = picture_path(run_dir, kind, None)
-    keep_answer(answer, run_dir, picture)
+    keep_answer(answer, run_dir, picture, captured=captured)
     save_answer_picture(answer, picture)
 
 

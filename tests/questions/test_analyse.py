@@ -36,6 +36,7 @@ def test_a_kind_prints_keeps_and_draws(kind: str, run_dir: Path, command: Any) -
     kept = json.loads(picture.with_suffix(".json").read_text())
     assert kept["kind"] == kind
     assert kept["findings"]
+    assert kept["captured"] == 42, "seven prompts at three arms and three doses"
     assert kept["title"] in shown
     code, printed, _ = command("analyse", run_dir, "--kind", kind, "--json")
     assert code == 0
@@ -62,6 +63,7 @@ def test_what_is_no_answer_of_this_kind_is_not_overwritten(run_dir: Path, tmp_pa
         (["--kind", "drifting"], "did you mean drift"),
         (["--kind", "drift", "--trait", "loud"], "did you mean loudness"),
         (["--kind", "drift", "--out", "picture.pdf"], "ends in .png or .svg"),
+        (["--kind", "drift", "--layer", "1"], "--layer means nothing to drift"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, run_dir: Path, command: Any) -> None:

@@ -4,6 +4,7 @@ neutral replies that there are none of."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from planted_runs import TRAIT, Planted, planted_run
 from traitscope.errors import InputError
 from traitscope.questions import attention_decay, commitment, confound, dose_response, drift
 from traitscope.questions.answer import Answer, Curve, Curves
+from traitscope.questions.kinds import KINDS as REGISTRY
 from traitscope.questions.kinds import answer_question
 from traitscope.questions.options import QuestionOptions
 
@@ -189,37 +191,59 @@ def test_doses_are_compared_within_prompts_and_left_out_elsewhere(ask: Any) -> N
         ask("dose-response", [Planted("plain", "1", noise(9))])
 
 
-def attending(weight: np.ndarray, window: int) -> np.ndarray:
-    """``[1, n, n]`` of a planted response of ``n - 4`` content tokens: an even split in a window, but for the user's
-    tokens, which the queries give ``weight`` ``[n]`` times as much."""
+def attending(weight: np.ndarray, window: int, user: int) -> np.ndarray:
+    """``[1, n, n]``: an even split in a window, but that queries behind the position ``user`` give it ``weight``
+    ``[n]`` times as much as the split would."""
     n = len(weight)
     behind = np.subtract.outer(np.arange(n), np.arange(n))
     pattern = ((behind >= 0) & (behind < window)).astype(float)
-    pattern[:, 0] = 0
-    pattern[0, 0] = 1
-    pattern[3:, 1:3] *= weight[3:, None]
-    others = pattern[3:, 3:].sum(axis=1, keepdims=True)
-    visible = pattern[3:].astype(bool).sum(axis=1, keepdims=True)
-    pattern[3:, 3:] *= (visible - pattern[3:, 1:3].sum(axis=1, keepdims=True)) / others
-    return (pattern / pattern.sum(axis=1, keepdims=True))[None]
+    pattern[1:, 0] = 0
+    pattern /= pattern.sum(axis=1, keepdims=True)
+    own = np.arange(user + 1, n)
+    moved = pattern[own, user] * (weight[own] - 1)
+    pattern[own, user] += moved
+    pattern[own, own] -= moved
+    return pattern[None]
 
 
 def test_a_head_under_a_sliding_window_is_held_against_an_even_split_of_it(ask: Any) -> None:
-    even, falling = np.ones(64), 2.0 ** (-np.arange(64) / 10)
-    pattern = np.concatenate([attending(even, 40), attending(falling, 40)])
-    responses = [Planted("opened", str(n), noise(60), pattern=pattern) for n in range(8)]
+    even, falling = np.ones(84), 2.0 ** (-np.arange(84) / 10)
+    user = 22
+    pattern = np.concatenate([attending(weight, 40, user) for weight in (even, falling)])
+    talk = [np.zeros(user - 2)]
+    responses = [Planted("opened", str(n), noise(60), earlier=talk, pattern=pattern) for n in range(8)]
     still, decaying = ask("attention-decay", responses).values["heads"]
     assert still["verdict"] == "no decay"
     assert (decaying["verdict"], decaying["half_life"]) == ("decays", pytest.approx(10, rel=0.01))
 
 
 def test_the_course_of_a_head_is_a_mean_over_prompts_whatever_their_samples(ask: Any) -> None:
-    twice, once = attending(np.full(34, 2.0), 99), attending(np.ones(34), 99)
+    twice, once = (attending(np.full(34, weight), 99, 2) for weight in (1.5, 1.0))
     responses = [Planted("opened", str(n), noise(30), text=n, pattern=once) for n in range(5)]
     responses += [Planted("opened", "5", noise(30), sample=0, text=5, pattern=once)]
     responses += [Planted("opened", "5", noise(30), sample=n, text=5, pattern=twice) for n in range(1, 4)]
     (head,) = ask("attention-decay", responses).values["heads"]
-    assert head["curve_log2"][:30] == pytest.approx([0.75 / 6] * 30)
+    assert head["curve_log2"][:30] == pytest.approx([0.75 * np.log2(1.25) / 6] * 30)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "flag", "readers"),
+    [
+        ("drift", {"head": 0}, "--head", "attention-decay"),
+        ("emergence", {"experiments": ("a",)}, "--experiment", "attention-decay, commitment-point, drift"),
+        ("attention-decay", {"traits": (TRAIT,)}, "--trait", "superposition, emergence"),
+    ],
+)
+def test_an_option_that_a_kind_does_not_read_is_refused(
+    kind: str, options: dict[str, Any], flag: str, readers: str
+) -> None:
+    with pytest.raises(InputError, match=f"{flag} means nothing to {kind}.*{readers}"):
+        answer_question(kind, Path("planted"), QuestionOptions(**options))
+
+
+def test_every_option_is_read_by_some_kind() -> None:
+    read = {name for kind in REGISTRY.values() for name in kind.reads}
+    assert read == {field.name for field in fields(QuestionOptions)}
 
 
 def test_unknown_names_are_refused(ask: Any) -> None:
@@ -227,5 +251,7 @@ def test_unknown_names_are_refused(ask: Any) -> None:
         ask("drift", [Planted("a", "1", noise(30))], traits=("plantet",))
     with pytest.raises(InputError, match="--experiment 'b' is not in this run"):
         ask("drift", [Planted("a", "1", noise(30))], experiments=("b",))
+    with pytest.raises(InputError, match="give --position or --token, not both"):
+        ask("attention-decay", [Planted("a", "1", noise(30))], position=2, token="t1")
     with pytest.raises(InputError, match="--kind 'drifts' is unknown; did you mean drift"):
         answer_question("drifts", Path("planted"), QuestionOptions())

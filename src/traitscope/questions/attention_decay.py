@@ -69,6 +69,8 @@ def ask_attention_decay(run_dir: Path, options: QuestionOptions) -> Answer:
     Raises:
         InputError: no such experiment, layer, head or token; nothing was opened; no response is long enough.
     """
+    if options.position is not None and options.token is not None:
+        raise InputError("give --position or --token, not both")
     run = open_run(run_dir)
     opened = _opened(run, options)
     read = [_read(run, asked, layer, options) for asked, layer in opened]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import polars as pl
+
 from traitscope.atomic import write_atomically
+from traitscope.captures.reading import open_run
 from traitscope.errors import InputError
 from traitscope.questions.answer import Answer
 
@@ -27,14 +30,27 @@ def picture_path(run_dir: Path, kind: str, out: Path | None) -> Path:
     return path
 
 
-def keep_answer(answer: Answer, run_dir: Path, picture: Path) -> Path:
+def captured_generations(run_dir: Path) -> int:
+    """How many of a run's generations are captured, each once however many experiments share it.
+
+    Raises:
+        InputError: not a run directory.
+    """
+    return open_run(run_dir).generations.filter(pl.col("status") == "ok").collect().height
+
+
+def keep_answer(answer: Answer, run_dir: Path, picture: Path, *, captured: int) -> Path:
     """Write the answer's values beside its picture; returns their path.
+
+    Args:
+        captured: ``captured_generations`` when the question was asked, so that a reader can see whether the run has
+            gone on since.
 
     Raises:
         InputError: the directory cannot be written.
     """
     path = picture.with_suffix(".json")
-    kept = {"run": str(run_dir), **answer.described()}
+    kept = {"run": str(run_dir), "captured": captured, **answer.described()}
     text = json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
