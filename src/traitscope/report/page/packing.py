@@ -39,25 +39,24 @@ def unpacked(text: str, dtype: str) -> np.ndarray:
 
 @dataclass
 class Blobs:
-    """The packed arrays of a page by id. ``budget`` bytes are the most that optional ones may take in all."""
+    """The packed arrays of a page by id. ``budgets`` are the most bytes that optional ones of a purpose may take."""
 
-    budget: float
+    budgets: dict[str, float]
     texts: dict[str, str] = field(default_factory=dict)
-    optional_bytes: int = 0
 
     def add(self, name: str, array: np.ndarray) -> str:
         """Keep an array that the page cannot do without; returns its id."""
         self.texts[name] = packed(array)
         return name
 
-    def add_if_room(self, arrays: dict[str, np.ndarray]) -> bool:
-        """Keep all of ``arrays`` if the budget has room for them."""
-        if self.optional_bytes + _LEAST_SHARE * sum(array.nbytes for array in arrays.values()) > self.budget:
+    def add_if_room(self, purpose: str, arrays: dict[str, np.ndarray]) -> bool:
+        """Keep all of ``arrays`` if what is left of the purpose's budget has room for them."""
+        if _LEAST_SHARE * sum(array.nbytes for array in arrays.values()) > self.budgets[purpose]:
             return False  # packing takes time, and nothing packs that well
         texts = {name: packed(array) for name, array in arrays.items()}
         size = sum(map(len, texts.values()))
-        if self.optional_bytes + size > self.budget:
+        if size > self.budgets[purpose]:
             return False
-        self.optional_bytes += size
+        self.budgets[purpose] -= size
         self.texts |= texts
         return True

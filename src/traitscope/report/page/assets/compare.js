@@ -71,7 +71,9 @@ function farthestPair() {
 }
 
 async function drawPair() {
-  const pair = await Promise.all(["left", "right"].map((side) => held[Number($(side).value)].load()));
+  const chosen = () => ["left", "right"].map((side) => held[Number($(side).value)]);
+  const pair = await Promise.all(chosen().map((prompt) => prompt.load()));
+  if (chosen().some((prompt, which) => prompt !== pair[which])) return; // another choice was made meanwhile
   const { readout } = traits[state.trait];
   const rows = pair.map((prompt) => prompt.z(state.trait, readout));
   const reach = reachOf(...rows);
@@ -96,8 +98,7 @@ async function drawPair() {
           colorscale: diverging(),
           showscale: which === 1,
           colorbar: { thickness: 10 },
-          customdata: maps[which].map((_, c) => pair[which].texts.map((text) => [checkpoints[c], plain(text, 30)])),
-          hovertemplate: "%{customdata[1]}<br>%{customdata[0]}: z %{z:+.2f}<extra></extra>",
+          ...namesOfCells(checkpoints, pair[which].texts),
         },
       ],
       {

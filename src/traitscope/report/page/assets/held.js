@@ -7,6 +7,7 @@ const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const { traits, checkpoints, prompts, steps } = data;
 const MISSING = -32768;
+const LARGEST = 32767; // what lies beyond is clipped to this, and is shown as beyond the scale
 const unpacking = new Map();
 
 function unpack(name, Kind) {
@@ -26,7 +27,8 @@ async function inflate(name) {
 
 async function unpackSteps(name, step) {
   const whole = await unpack(name, Int16Array);
-  return Float32Array.from(whole, (value) => (value === MISSING ? NaN : value * step));
+  const valueOf = (steps) => (Math.abs(steps) === LARGEST ? Math.sign(steps) * Infinity : steps * step);
+  return Float32Array.from(whole, (steps) => (steps === MISSING ? NaN : valueOf(steps)));
 }
 
 class Prompt {
