@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def described_night(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]
         "utilisation": cost["utilisation"],
         "verify": _verify(summary["verify"]),
         "expectations": [_expectation(expected) for expected in summary["expectations"]],
+        "expected": _expected(summary["expectations"]),
         "old": f"The old procedure: {procedure(old)}; here {procedure(old['here'])}.",
         "sessions": [f"{session['began']}: {session['ended_by']}" for session in read_sessions(run_dir)],
     }
@@ -140,6 +142,11 @@ def _verify(verify: Mapping[str, Any] | None) -> dict[str, Any] | None:
             for worst in verify["worst"]
         ],
     }
+
+
+def _expected(expectations: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(expected["verdict"] for expected in expectations).most_common()
+    return f"Of {len(expectations)}: {', '.join(f'{count} {verdict}' for verdict, count in counts)}."
 
 
 def _expectation(expected: Mapping[str, Any]) -> dict[str, Any]:

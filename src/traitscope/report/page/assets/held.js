@@ -14,7 +14,7 @@ function unpack(name, Kind) {
   if (!unpacking.has(name))
     unpacking.set(
       name,
-      inflate(name).then((buffer) => new Kind(buffer)),
+      inflate(name).then((bytes) => new Kind(joined(bytes, Kind.BYTES_PER_ELEMENT).buffer)),
     );
   return unpacking.get(name);
 }
@@ -22,7 +22,15 @@ function unpack(name, Kind) {
 async function inflate(name) {
   const bytes = Uint8Array.from(atob($(`blob-${name}`).textContent.trim()), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Response(stream).arrayBuffer();
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** Numbers whose first bytes all came first, then all second ones, with their bytes together again. */
+function joined(planes, width) {
+  const count = planes.length / width;
+  const bytes = new Uint8Array(planes.length);
+  for (let b = 0; b < width; b++) for (let i = 0; i < count; i++) bytes[i * width + b] = planes[b * count + i];
+  return bytes;
 }
 
 async function unpackSteps(name, step) {
