@@ -24,7 +24,7 @@ from traitscope.run.frozen import FrozenRun
 from traitscope.run.steering import steering_of
 
 NEURONS_PER_TOKEN = 6
-_BLOCK_BYTES = 256_000_000
+_BLOCK_BYTES = 64_000_000
 """Held at once while neurons are compared."""
 _FLOAT64 = 8
 _ANY_POSITION = (0,)
