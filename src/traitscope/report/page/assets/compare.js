@@ -77,13 +77,13 @@ async function drawPair() {
   const { readout } = traits[state.trait];
   const rows = pair.map((prompt) => prompt.z(state.trait, readout));
   const reach = reachOf(...rows);
-  $("pair-scale").textContent = reach.toFixed(1);
   ["left", "right"].forEach((side, which) => {
     const marked = showTokens($(`${side}-tokens`), pair[which]);
     paintSigned(marked, rows[which], reach);
   });
   const maps = pair.map((prompt) => (prompt.layers ? matrixOf(prompt, state.trait) : null));
   const mapReach = reachOf(...maps.flatMap((map) => map ?? []));
+  $("pair-scale").textContent = `tokens ±${reach.toFixed(1)} z, maps ±${mapReach.toFixed(1)} z`;
   ["left-map", "right-map"].forEach((id, which) => {
     $(id).hidden = !maps[which];
     if (!maps[which]) return;
