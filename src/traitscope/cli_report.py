@@ -52,15 +52,14 @@ def _answer(kind: str, run_dir: Path) -> None:
     from traitscope.questions.options import QuestionOptions
     from traitscope.report.answer_picture import save_answer_picture
 
-    captured = captured_generations(run_dir)
     try:
+        captured = captured_generations(run_dir)
         answer = answer_question(kind, run_dir, QuestionOptions())
-    except InputError as error:  # a run that was cut short may lack what the question needs
-        typer.echo(f"{kind}: {error}", err=True)
-        return
-    picture = picture_path(run_dir, kind, None)
-    keep_answer(answer, run_dir, picture, captured=captured)
-    save_answer_picture(answer, picture)
+        picture = picture_path(run_dir, kind, None)
+        keep_answer(answer, run_dir, picture, captured=captured)
+        save_answer_picture(answer, picture)
+    except Exception as error:  # a run that was cut short may lack what the question needs; the report does without
+        typer.echo(f"{kind} was not answered: {one_line_of(error)}", err=True)
 
 
 def _written(run_dir: Path, everything: bool, patterns: tuple[str, ...]) -> str:

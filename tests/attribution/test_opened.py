@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from random_traits import random_vectors
+from traitscope.attribution import opened as opened_module
 from traitscope.attribution.attribute import attribute
 from traitscope.attribution.opened import _LayerSplitter
 from traitscope.captures.opened_writes import OpenedWrites
@@ -49,3 +51,36 @@ def test_heads_and_the_strongest_neurons_are_those_of_the_blocks(
     assert (writes.neuron[..., 0] == strongest).all()
     terms = np.take_along_axis(mlp.parts.terms, writes.neuron.astype(int), axis=-1)
     np.testing.assert_allclose(writes.neuron_write, terms, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "olmoe"])
+def test_what_is_split_is_the_same_however_few_tokens_are_taken_at_once(
+    tiny: Callable[..., LanguageModel], architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(architecture)
+    directions = torch.stack([random_vectors(model, number).reader[2] for number in range(2)])
+    whole, _ = _split(model, directions, 1)
+    n_neurons = whole.neuron.max() + 1 if whole.neuron is not None else 0
+    monkeypatch.setattr(opened_module, "_BLOCK_BYTES", 3 * 8 * int(n_neurons) * (4 * 2 + 3))
+    in_blocks, _ = _split(model, directions, 1)
+    for name, values in vars(whole).items():
+        np.testing.assert_array_equal(getattr(in_blocks, name), values, err_msg=name)
+
+
+def test_the_writes_of_all_neurons_at_all_tokens_are_never_held_at_once(
+    tiny: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llama")
+    block, n_tokens, n_directions = model.blocks[1].mlp, 3000, 8
+    splitter = _LayerSplitter(model, torch.randn(n_directions, model.anatomy.d_model))
+    n_neurons = model.module.config.intermediate_size
+    internals = LayerInternals(1, neurons=torch.randn(n_tokens, n_neurons), mlp_scale=torch.ones(n_tokens))
+    monkeypatch.setattr(opened_module, "_BLOCK_BYTES", 1_000_000)
+    tracemalloc.start()
+    try:
+        found = splitter._of_neurons(internals, block)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    kept = sum(values.nbytes for values in found.values())
+    assert peak < 2 * kept + 2_000_000 < n_directions * n_tokens * n_neurons * 8

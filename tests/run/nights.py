@@ -53,7 +53,13 @@ def quiet() -> Reporter:
 
 
 def run_suite(
-    suite: Path, out: Path, *, batch_size: int | None = 2, shard_size: int | None = 2, tracking: Tracking | None = None
+    suite: Path,
+    out: Path,
+    *,
+    batch_size: int | None = 2,
+    shard_size: int | None = 2,
+    tracking: Tracking | None = None,
+    reporter: Reporter | None = None,
 ) -> Path:
     prepared = prepare(load_suite(str(suite)), device=DEVICE)
     return start_run(
@@ -62,7 +68,7 @@ def run_suite(
         batch_size=batch_size,
         shard_size=shard_size,
         allow_foreign=False,
-        reporter=quiet(),
+        reporter=reporter or quiet(),
         tracking=tracking,
     )
 

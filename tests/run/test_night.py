@@ -4,6 +4,7 @@ a run continued under other inputs."""
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import multiprocessing
@@ -24,9 +25,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from nights import failing, quiet, run_suite, tables_digest, write_suite
+from traitscope.attribution import opened as opened_module
 from traitscope.captures.files import committed_shards, done_file, read_sessions, shard_file
+from traitscope.captures.opened_writes import opened_writes_file
 from traitscope.captures.reading import open_run
 from traitscope.captures.schema import SHARD_TABLES
 from traitscope.captures.summaries import mean_z, run_summary, summary_of, went_well
@@ -35,10 +39,12 @@ from traitscope.run import commit as commit_module
 from traitscope.run import engine as engine_module
 from traitscope.run import night as night_module
 from traitscope.run import pace as pace_module
+from traitscope.run import progress as progress_module
 from traitscope.run import session as session_module
 from traitscope.run.interruption import Interrupted
 from traitscope.run.lock import is_locked, locked
 from traitscope.run.night import resume_run
+from traitscope.run.progress import Reporter
 from traitscope.run.same_inputs import refuse_other_inputs
 from traitscope.run.status import run_status
 
@@ -243,6 +249,86 @@ def test_the_first_ctrl_c_finishes_the_shard_the_second_stops_at_once(
     assert run_status(run_dir)["counts"] == {"ok": 2, "missing": N_GENERATIONS - 2}
     assert [session["ended_by"] for session in read_sessions(run_dir)] == ["interrupted", "interrupted"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def _interrupting(real: Any, after: int) -> Any:
+    """``real``, with a Ctrl-C in call number ``after + 1``."""
+    calls: list[int] = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == after + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "after", "verified"),
+    [
+        (opened_module, "open_layers", 1, True),
+        (session_module, "verify_run", 0, False),
+        (engine_module, "decode", 6, False),  # in the last shard, which is finished
+    ],
+)
+def test_ctrl_c_when_all_is_captured_leaves_a_finished_run_and_a_resume_splits_it(
+    tmp_path: Path,
+    tiny_directory: Path,
+    tiny_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Any,
+    name: str,
+    after: int,
+    verified: bool,
+) -> None:
+    said = io.StringIO()
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, _interrupting(getattr(where, name), after))
+        suite = write_suite(tmp_path, tiny_directory, n_prompts=6)
+        run_dir = run_suite(suite, tmp_path / "runs", reporter=Reporter(Console(file=said)))
+    assert run_status(run_dir)["counts"] == {"ok": 14, "missing": 0}
+    assert [session["ended_by"] for session in read_sessions(run_dir)] == ["finished"]
+    assert "stopped: everything is captured; " in said.getvalue()
+    assert ("not verified (traitscope verify" in said.getvalue()) is not verified
+    assert f"open layers not split up for the report (traitscope run --resume {run_dir} does it)" in said.getvalue()
+    assert not opened_writes_file(run_dir).exists()
+    ended: list[Path] = []
+    _resume(run_dir, on_end=ended.append)
+    assert opened_writes_file(run_dir).is_file()
+    assert ended == [run_dir]
+    _resume(run_dir, on_end=ended.append)
+    assert len(ended) == 1, "a run with nothing to do loaded its model again"
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), torch.OutOfMemoryError("no room"), ValueError("odd")])
+def test_open_layers_that_cannot_be_split_do_not_make_a_run_fail(
+    tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(opened_module, "open_layers", failing(opened_module.open_layers, error, after=1))
+    suite = write_suite(tmp_path, tiny_directory, n_prompts=6)
+    run_dir = run_suite(suite, tmp_path / "runs", reporter=Reporter(Console(file=said)))
+    assert read_sessions(run_dir)[-1]["ended_by"] == "finished"
+    assert f"open layers not split up for the report: {type(error).__name__}: {error}" in said.getvalue()
+
+
+def test_verifying_and_splitting_show_how_far_they_are(
+    undisturbed: Path, tmp_path: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, said = tmp_path / "run", io.StringIO()
+    shutil.copytree(undisturbed, run_dir)
+    opened_writes_file(run_dir).unlink()
+    monkeypatch.setattr(progress_module, "_LINE_EVERY_SECONDS", 0.0)
+    _resume(run_dir, reporter=Reporter(Console(file=said)))
+    lines = said.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines if line.startswith("verifying")] == [
+        "verifying: 50%",
+        "verifying: 100%",
+    ]
+    splitting = [line for line in lines if line.startswith("splitting open layers: ")]
+    assert [line[-6:] for line in splitting] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert opened_writes_file(run_dir).read_bytes() == opened_writes_file(undisturbed).read_bytes()
 
 
 def test_a_full_disk_stops_in_one_line_and_resumes_when_there_is_room(

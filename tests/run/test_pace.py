@@ -4,7 +4,7 @@ that is measured again at every run, a prediction that the run itself contradict
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from conftest import random_bank
 from random_traits import random_vectors
 from tiny_models import VOCAB
+from traitscope.captures.opened_writes import MOST_GENERATIONS
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling
@@ -24,6 +25,7 @@ from traitscope.run.batching import make_batches, run_prefix
 from traitscope.run.engine import Engine, GenerationTask
 from traitscope.run.estimate import Setting, estimate, generation_seconds
 from traitscope.run.pace import Pace, measured_pace, remember_pace, remembered_pace
+from traitscope.suite.plan import OpenLayers
 from traitscope.suite.rendering import Rendered
 
 CPU = torch.device("cpu")
@@ -133,3 +135,15 @@ def test_memory_is_what_the_process_holds_and_the_larger_of_a_batch_and_its_proo
         found = estimate(setting, tasks, make_batches(tasks, n_rows))
         assert found.memory_bytes == 1000 + max(batch, verifying)
         assert found.total_seconds == pytest.approx((found.seconds or 0) + 5.0)
+
+
+def test_splitting_open_layers_costs_replays_up_to_the_last_of_them(tiny: Callable[..., LanguageModel]) -> None:
+    facts = facts_of_module(tiny("llama").module)
+    opened = OpenLayers({0: ("neurons",)})
+    tasks = [replace(_task(n, [*range(90), 100 + n], 9), opened=opened) for n in range(MOST_GENERATIONS + 5)]
+    tasks.append(_task(1000, [*range(91)], 9))
+    found = estimate(Setting(facts, torch.float32, 1, 7, _pace()), tasks, make_batches(tasks, 4))
+    assert found.total_seconds is not None
+    assert found.seconds is not None
+    splitting = MOST_GENERATIONS * 100 * 0.1 / facts.n_layers
+    assert found.total_seconds - found.seconds - 5.0 == pytest.approx(splitting, abs=0.01)

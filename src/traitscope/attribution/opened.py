@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,34 +12,54 @@ import torch
 from traitscope.analysis.attribution import largest_last, neuron_writes, values_towards
 from traitscope.atomic import write_atomically
 from traitscope.attribution.terms import activations_of, array
-from traitscope.captures.opened_writes import opened_writes_file
+from traitscope.captures.opened_writes import MOST_GENERATIONS, opened_writes_file
 from traitscope.captures.reading import open_run
 from traitscope.model.blocks import Block
 from traitscope.model.internals import LayerInternals, open_layers
 from traitscope.model.loading import LanguageModel
-from traitscope.model.pullback import pull_back
+from traitscope.model.pullback import PulledBack, pull_back
 from traitscope.model.replay import steered
+from traitscope.run.engine import GenerationTask
 from traitscope.run.frozen import FrozenRun
 from traitscope.run.steering import steering_of
 
-MOST_GENERATIONS = 48
-"""What a report shows; each costs one replay up to its last open layer."""
 NEURONS_PER_TOKEN = 6
+_BLOCK_BYTES = 64_000_000
+"""Held at once while neurons are compared."""
+_FLOAT64 = 8
+_ANY_POSITION = (0,)
+"""Patterns are opened to count the heads alone: the report has those that were captured."""
 
 
-def write_opened_writes(frozen: FrozenRun, model: LanguageModel) -> None:
+def open_layers_to_split(frozen: FrozenRun) -> bool:
+    """Whether a run has open layers, whoever wrote in them is not kept yet, and there are traits to ask about."""
+    return bool(_asked(frozen) and frozen.vectors) and not opened_writes_file(frozen.run_dir).is_file()
+
+
+def write_opened_writes(
+    frozen: FrozenRun,
+    model: LanguageModel,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> None:
     """Replay the captured generations that have open layers, the first ones of many, and keep who wrote.
+
+    The file is written when all are split; it is there, and empty, where nothing could be.
+
+    Args:
+        on_progress: told how many generations are split, 0 at first, and of how many.
 
     Raises:
         OSError: the file cannot be written.
     """
-    asked = [task for task in frozen.tasks.values() if task.opened is not None]
+    asked = _asked(frozen)
     if not asked or not frozen.vectors:
         return
     captured = _captured_ids(frozen.run_dir, [task.id for task in asked])
+    chosen = [task for task in asked if task.id in captured][:MOST_GENERATIONS]
     splitter = _LayerSplitter(model, torch.stack([v.reader[v.readout] for v in frozen.vectors]))
     found: dict[str, np.ndarray] = {}
-    for task in [task for task in asked if task.id in captured][:MOST_GENERATIONS]:
+    on_progress(0, len(chosen))
+    for done, task in enumerate(chosen, start=1):
         assert task.opened is not None
         ids = captured[task.id]
 
@@ -49,9 +69,13 @@ def write_opened_writes(frozen: FrozenRun, model: LanguageModel) -> None:
 
         if wanted := splitter.needed(task.opened.tensors):
             with steered(model, steering_of(task.dose, frozen.vectors), task.n_prompt, len(ids)):
-                open_layers(model, ids, wanted, keep)
-    if found:
-        _write(found, opened_writes_file(frozen.run_dir))
+                open_layers(model, ids, wanted, keep, positions=_ANY_POSITION)
+        on_progress(done, len(chosen))
+    _write(found, opened_writes_file(frozen.run_dir))
+
+
+def _asked(frozen: FrozenRun) -> list[GenerationTask]:
+    return [task for task in frozen.tasks.values() if task.opened is not None]
 
 
 def _captured_ids(run_dir: Path, generations: Sequence[str]) -> dict[str, list[int]]:
@@ -97,16 +121,32 @@ class _LayerSplitter:
     def _of_neurons(self, internals: LayerInternals, block: Block | None) -> dict[str, np.ndarray]:
         assert block is not None
         pulled = pull_back(self._model, block, self._directions)
-        scale = array(internals.mlp_scale)
-        activations, _ = activations_of(internals, range(len(scale)), pulled.n_experts)
-        writes = neuron_writes(activations, pulled.weights, scale)
-        chosen = largest_last(np.abs(writes), NEURONS_PER_TOKEN)
-        active = np.take_along_axis(np.broadcast_to(activations, writes.shape), chosen, axis=-1)
-        return {
-            "neuron": chosen.astype(np.int32),
-            "neuron_write": np.take_along_axis(writes, chosen, axis=-1).astype(np.float32),
-            "neuron_activation": active.astype(np.float32),
-        }
+        blocks = [
+            _strongest_neurons(internals, positions, pulled)
+            for positions in _token_blocks(len(array(internals.mlp_scale)), *pulled.weights.shape)
+        ]
+        return {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
+
+
+def _token_blocks(n_tokens: int, n_directions: int, n_neurons: int) -> Iterator[range]:
+    """Positions whose neurons' writes are held at once; one token's are, however many there are."""
+    # Float64 or int64 each: writes, their sizes, negated, and their order; activations, spread, joined and scaled.
+    per_token = _FLOAT64 * n_neurons * (4 * n_directions + 3)
+    step = max(1, _BLOCK_BYTES // per_token)
+    for first in range(0, n_tokens, step):
+        yield range(first, min(first + step, n_tokens))
+
+
+def _strongest_neurons(internals: LayerInternals, positions: range, pulled: PulledBack) -> dict[str, np.ndarray]:
+    activations, _ = activations_of(internals, positions, pulled.n_experts)
+    writes = neuron_writes(activations, pulled.weights, array(internals.mlp_scale)[positions.start : positions.stop])
+    chosen = largest_last(np.abs(writes), NEURONS_PER_TOKEN)
+    active = np.take_along_axis(np.broadcast_to(activations, writes.shape), chosen, axis=-1)
+    return {
+        "neuron": chosen.astype(np.int32),
+        "neuron_write": np.take_along_axis(writes, chosen, axis=-1).astype(np.float32),
+        "neuron_activation": active.astype(np.float32),
+    }
 
 
 def _splits(block: Block | None) -> bool:

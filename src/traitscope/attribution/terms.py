@@ -152,13 +152,15 @@ def activations_of(
     internals: LayerInternals, positions: Sequence[int], n_experts: int | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Activations ``[n, n_neurons]`` of a layer's neurons; of experts also their weights ``[n, n_experts]``."""
-    neurons = array(internals.neurons)[list(positions)]
+    asked = list(positions)
+    assert internals.neurons is not None
+    neurons = array(internals.neurons[asked])
     if n_experts is None:
         return neurons, None
     assert internals.experts is not None
-    chosen = internals.experts.cpu().numpy()[list(positions)]
-    router = array(internals.router)[list(positions)]
-    return spread_over_experts(neurons, chosen, router, n_experts)
+    assert internals.router is not None
+    chosen = internals.experts[asked].cpu().numpy()
+    return spread_over_experts(neurons, chosen, array(internals.router[asked]), n_experts)
 
 
 def array(tensor: torch.Tensor | None) -> np.ndarray:

@@ -31,6 +31,10 @@ class OpenedWrites:
     neuron_activation: np.ndarray | None = None
 
 
+MOST_GENERATIONS = 48
+"""Whose open layers a run splits: what a report shows. Each costs one replay up to its last open layer."""
+
+
 def opened_writes_file(run_dir: Path) -> Path:
     return run_dir / "opened-writes.safetensors"
 

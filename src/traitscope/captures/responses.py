@@ -15,8 +15,8 @@ def mean_z(run: Run, region: Region = "response_token") -> pl.DataFrame:
         region: what z is centred and scaled by: single tokens of the model's responses to neutral prompts, or the
             means of those responses (``response_mean``), which spread less.
 
-    Returns one row per generation, with a float64 column per trait: null where it was not asked or the response has
-    no content.
+    Returns one row per generation, with a float64 column per trait: null where it was not asked, the response has
+    no content, or neutral replies do not vary.
     """
     found = run.generations.select("generation").collect()
     for trait in run.traits:
@@ -30,5 +30,5 @@ def _mean_z_of(run: Run, trait: str, region: Region) -> pl.DataFrame:
     return (
         scored.filter(pl.Series(content))
         .group_by("generation", maintain_order=True)
-        .agg(pl.col("z").cast(pl.Float64).mean().alias(trait))
+        .agg(pl.col("z").cast(pl.Float64).mean().fill_nan(None).alias(trait))
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from traitscope.captures.opened_writes import MOST_GENERATIONS
 from traitscope.model.capture import captured_bytes_per_position
 from traitscope.model.facts import ModelFacts
 from traitscope.model.sharing import Sharing, shared_by
@@ -29,7 +30,7 @@ _FLOAT64 = 8
 class Estimate:
     """What a run takes if no response ends early. Seconds are None where the model was never timed here.
 
-    ``seconds`` are of generation; ``total_seconds`` also of loading.
+    ``seconds`` are of generation; ``total_seconds`` also of loading and of the replays that split open layers.
     """
 
     seconds: float | None
@@ -54,7 +55,8 @@ def estimate(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequenc
     seconds = total = None
     if setting.pace is not None:
         seconds = generation_seconds(setting.pace, tasks, batches, setting.facts.n_layers)
-        total = round(seconds + setting.pace.loading_seconds, 3)
+        splitting = splitting_seconds(setting.pace, tasks, setting.facts.n_layers)
+        total = round(seconds + setting.pace.loading_seconds + splitting, 3)
         seconds = round(seconds, 3)
     return Estimate(seconds, total, _memory_bytes(setting, tasks, batches), _disk_bytes(setting, batches))
 
@@ -74,6 +76,12 @@ def generation_seconds(pace: Pace, tasks: Sequence[GenerationTask], batches: Seq
         read.add(shared)
         seconds += _batch_seconds(pace, batch, sharing)
     return seconds
+
+
+def splitting_seconds(pace: Pace, tasks: Sequence[GenerationTask], n_layers: int) -> float:
+    """Seconds of the replays that split open layers for the report; sorting out who wrote most is not in them."""
+    opened = [task for task in tasks if task.opened is not None][:MOST_GENERATIONS]
+    return sum(_opening_seconds(pace, task, n_layers) for task in opened)
 
 
 def _batch_seconds(pace: Pace, batch: Batch, sharing: Sharing) -> float:

@@ -1,4 +1,4 @@
-"""Ctrl-C: once to finish the shard in hand, twice to stop at once."""
+"""Ctrl-C: once to finish the shard in hand, twice to stop at once; once where nothing can be lost."""
 
 from __future__ import annotations
 
@@ -23,13 +23,26 @@ class Interruption:
 
     def __init__(self) -> None:
         self.asked = False
+        self.stops_at_once = False
+
+    @contextmanager
+    def stopping_at_once(self) -> Iterator[None]:
+        """Work that the run can do without: the first signal raises ``Interrupted``, and so does an earlier one."""
+        self.stops_at_once = True
+        try:
+            if self.asked:
+                raise Interrupted("stopped")
+            yield
+        finally:
+            self.stops_at_once = False
 
 
 @contextmanager
 def listening(say: Callable[[str], None], resume_hint: str) -> Iterator[Interruption]:
     """Listen for SIGINT and SIGTERM inside the block.
 
-    The first one sets ``asked``; the second one raises ``Interrupted`` wherever the program is.
+    The first one sets ``asked``; the second one raises ``Interrupted`` wherever the program is. Inside
+    ``stopping_at_once`` the first one does.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
@@ -37,6 +50,8 @@ def listening(say: Callable[[str], None], resume_hint: str) -> Iterator[Interrup
         return
 
     def on_signal(_signal: int, _frame: Any) -> None:
+        if interruption.stops_at_once:
+            raise Interrupted("stopped")
         if interruption.asked:
             raise Interrupted(f"stopped at once; the shard in hand is lost, all others are safe. {resume_hint}")
         interruption.asked = True

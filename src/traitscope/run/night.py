@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
+from traitscope.attribution.opened import open_layers_to_split
 from traitscope.captures.integrity import check_shards
 from traitscope.captures.reading import open_run
 from traitscope.errors import InputError, one_line_of
@@ -140,6 +141,8 @@ def resume_run(
 ) -> None:
     """Go on with a run: check what is committed, remove leftovers, run the shards that are missing.
 
+    Of a complete run, open layers that were not split up for its report are.
+
     ``on_end`` is called with the run directory when that work ends, however it ends.
 
     Raises:
@@ -156,8 +159,10 @@ def resume_run(
             add_retry(run_dir, [Shard(((generation,),)) for generation in failed])
             frozen = read_frozen(run_dir)
         if not missing_shards(frozen):
-            reporter.say(f"run {run_dir} is complete; nothing to do")
-            return
+            if not open_layers_to_split(frozen):
+                reporter.say(f"run {run_dir} is complete; nothing to do")
+                return
+            reporter.say(f"run {run_dir} is complete; its open layers are still to be split up for the report")
         EventLog(run_dir).add("resume", pid=os.getpid(), host=socket.gethostname())
         cost = SessionCost()
         with cost.timed("loading"):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from traitscope.attribution.opened import write_opened_writes
+from traitscope.attribution.opened import open_layers_to_split, write_opened_writes
 from traitscope.captures.files import committed_shards, read_sessions
 from traitscope.captures.reading import open_run
 from traitscope.errors import InputError, RunError, one_line_of
@@ -126,8 +126,7 @@ class Session:
                 heartbeat = self._begin_progress(missing)
                 self._run_shards(missing, interruption, heartbeat)
                 heartbeat.beat()
-            self._verify()
-            self._split_open_layers()
+                self._verify_and_split(interruption)
             ended_by = "finished"
         except Interrupted:
             ended_by = "interrupted"
@@ -220,22 +219,52 @@ class Session:
         self._statuses |= {outcome.generation: outcome.status for outcome in outcomes}
         self._tracking.shard(lambda: shard_metrics(self._frozen, outcomes, self._statuses, held_bytes()))
 
+    def _verify_and_split(self, interruption: Interruption) -> None:
+        """What uses the model once all is captured; its user may stop it, and the run is finished all the same."""
+        try:
+            with interruption.stopping_at_once():
+                self._verify()
+                self._split_open_layers()
+        except Interrupted:
+            self._reporter.say("; ".join(["stopped: everything is captured", *self._left_out()]))
+
+    def _left_out(self) -> Iterator[str]:
+        run_dir = self._frozen.run_dir
+        if self._cost.verdict is None:
+            yield f"not verified (traitscope verify {run_dir} does it)"
+        if open_layers_to_split(self._frozen):
+            yield f"open layers not split up for the report (traitscope run --resume {run_dir} does it)"
+
     def _verify(self) -> None:
         """Prove some generations while the model is there."""
         self._events.add("verifying")
+        self._reporter.begin("verifying", _VERIFIED_GENERATIONS, "generations")
         with self._cost.timed("verifying"):
             try:
-                self._cost.verdict = verify_run(self._frozen.run_dir, self._model, sample=_VERIFIED_GENERATIONS)
+                self._cost.verdict = verify_run(
+                    self._frozen.run_dir,
+                    self._model,
+                    sample=_VERIFIED_GENERATIONS,
+                    on_progress=lambda _done, _total: self._reporter.advance(1),
+                )
             except InputError as error:  # no limits are known for this dtype
                 self._reporter.say(f"not verified: {error}")
 
     def _split_open_layers(self) -> None:
         """Keep who wrote the traits in the open layers, while the model is there."""
+
+        def on_progress(done: int, total: int) -> None:
+            if done == 0:
+                self._reporter.begin("splitting open layers", total, "generations")
+                return
+            self._reporter.note(f"{done} of {total}")
+            self._reporter.advance(1)
+
         self._events.add("splitting")
         with self._cost.timed("splitting"):
             try:
-                write_opened_writes(self._frozen, self._model)
-            except (OSError, RuntimeError) as error:  # what was captured is safe and does not need it
+                write_opened_writes(self._frozen, self._model, on_progress)
+            except Exception as error:  # memory, disk or whatever else: what was captured is safe without it
                 self._reporter.say(f"open layers not split up for the report: {one_line_of(error)}")
 
     def _stop_if_any_is_left(self) -> None:

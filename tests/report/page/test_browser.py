@@ -78,6 +78,12 @@ def test_it_first_says_whether_the_night_worked(opened: Opened, reference_night:
     assert "2 of 20 generations: all within limits" in text
 
 
+def test_it_opens_at_its_beginning_and_stays_there(opened: Opened) -> None:
+    opened.page.wait_for_selector("#open[data-drawn]")  # by itself, a while after opening
+    opened.page.wait_for_timeout(300)
+    assert opened.page.evaluate("scrollY") == 0
+
+
 def test_every_token_reads_as_it_was_stored(opened: Opened, run: Run) -> None:
     generation = _generation(run, "uncertainty/2")
     stored = run.to_xarray(generation)

@@ -19,10 +19,11 @@ def test_values_come_back_within_half_a_step_or_clipped_or_missing(values: list[
     assert np.abs(back[there] - np.clip(given_values[there], -largest, largest)).max(initial=0) <= step * 0.5001
 
 
-def test_what_is_optional_stays_within_the_budget_and_comes_whole() -> None:
+def test_what_is_optional_stays_within_its_budget_and_comes_whole() -> None:
     noise = np.random.default_rng(0).integers(-30000, 30000, 3000).astype(np.int16)
-    blobs = Blobs(budget=20_000)
-    assert blobs.add_if_room({"a": noise, "b": noise})
-    assert not blobs.add_if_room({"c": noise, "d": noise})
+    blobs = Blobs({"maps": 20_000, "open layers": 10_000})
+    assert blobs.add_if_room("maps", {"a": noise, "b": noise})
+    assert not blobs.add_if_room("maps", {"c": noise, "d": noise})
+    assert blobs.add_if_room("open layers", {"e": noise})
     blobs.add("needed", noise)
-    assert set(blobs.texts) == {"a", "b", "needed"}
+    assert set(blobs.texts) == {"a", "b", "e", "needed"}

@@ -23,6 +23,7 @@ from traitscope.captures.summaries import run_summary
 from traitscope.report.page.build import rendered_page, write_report
 from traitscope.report.page.prompts import visible
 from traitscope.report.page.selection import Selection
+from traitscope.traits.vectors import load_vectors, save_vectors
 
 HOSTILE = [
     "<script>document.title='taken'</script>",
@@ -171,3 +172,36 @@ def test_a_steered_experiment_is_shown_by_dose(small_run: Callable[..., Path]) -
 def test_the_chart_library_is_the_published_one_unchanged() -> None:
     digest = hashlib.sha256((resources.files("traitscope.report.page") / "assets/plotly-cartesian.min.js").read_bytes())
     assert digest.hexdigest() == "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
+
+
+def test_an_answer_that_is_none_is_passed_over_and_an_old_one_says_so(small_run: Callable[..., Path]) -> None:
+    run_dir = small_run(experiments=[{"name": "plain", "prompts": ["sun", "rain"]}])
+    answers = run_dir / "analyses"
+    answers.mkdir()
+    table = {"title": "A table", "note": "", "columns": ["a"], "rows": [["<i>"]]}
+    answer = {"kind": "drift", "title": "Drift", "findings": ["none"], "tables": [table], "captured": 1}
+    (answers / "drift.json").write_text(json.dumps(answer))
+    (answers / "torn.json").write_text('{"kind": "torn"')
+    (answers / "other.json").write_text(json.dumps({**answer, "kind": "other", "tables": [{"title": "no columns"}]}))
+    page, _ = _data(run_dir)
+    assert re.findall(r'id="answer-([a-z]+)"', page) == ["drift"]
+    assert "<td>&lt;i&gt;</td>" in page
+    assert "Asked when 1 of the 2 generations were captured" in page
+
+
+def test_neutral_replies_that_do_not_vary_leave_gaps_not_a_broken_page(small_run: Callable[..., Path]) -> None:
+    run_dir = small_run(experiments=[{"name": "plain", "prompts": ["sun", "rain"]}])
+    path = run_dir / "vectors" / "loudness.safetensors"
+    vectors = load_vectors(path)
+    vectors.calibration.std["response_token"][vectors.readout] = float("nan")
+    save_vectors(vectors, path)
+    _, data = _data(run_dir)
+    assert all(row["z"] == {} for row in data["table"])
+    assert data["experiments"][0]["points"]["loudness"] == []
+
+
+def test_samples_of_a_prompt_can_be_told_apart(small_run: Callable[..., Path]) -> None:
+    _, data = _data(small_run())
+    labels = [prompt["labels"][0] for prompt in data["prompts"]]
+    assert len(set(labels)) == len(labels)
+    assert "sampled/1 #1" in labels

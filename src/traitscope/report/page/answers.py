@@ -31,9 +31,15 @@ def _described(answer: dict[str, Any], path: Path) -> dict[str, Any]:
         "title": visible(answer["title"]),
         "findings": [visible(finding) for finding in answer["findings"]],
         "tables": [
-            {**table, "rows": [[visible(cell(value)) for value in row] for row in table["rows"]]}
+            {
+                "title": visible(table["title"]),
+                "note": visible(table["note"]),
+                "columns": [visible(column) for column in table["columns"]],
+                "rows": [[visible(cell(value)) for value in row] for row in table["rows"]],
+            }
             for table in answer["tables"]
         ],
+        "captured": answer.get("captured"),
         "picture": _picture(path),
     }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from math import inf
 from pathlib import Path
@@ -29,8 +31,9 @@ from traitscope.report.page.prompts import PromptData, read_prompts, visible
 from traitscope.report.page.selection import Held, Selection, chosen
 from traitscope.report.page.trait_cards import described_traits, reader_cosines
 
-_BUDGET = 5_000_000
-"""Bytes that layer × token maps, writes and open layers take at most, unless everything is asked for."""
+_BUDGETS = {"open layers": 4_000_000, "maps": 8_000_000}
+"""Bytes that open layers, and layer × token maps with writes, take at most unless everything is asked for."""
+_MOST_TEXT = 500
 _DRAWS = 200
 """Of a commitment point's interval."""
 
@@ -76,11 +79,12 @@ def rendered_page(run_dir: Path, selection: Selection, summary: Mapping[str, Any
     run = open_run(run_dir)
     captures = summary["captures"]
     held = chosen(captures, selection)
-    blobs = Blobs(inf if selection.everything else _BUDGET)
-    prompts, texts = _prompts(run, run_dir, captures, held, blobs)
+    blobs = Blobs(dict.fromkeys(_BUDGETS, inf) if selection.everything else dict(_BUDGETS))
+    prompts, texts = _prompts(_Source.of(run, run_dir, captures), held, blobs)
     traits = list(run.traits)
     experiments = described_experiments(captures, traits)
     data = {
+        "run": shlex.quote(str(run_dir)),
         "traits": [_trait_data(run, name) for name in traits],
         "checkpoints": list(run.checkpoints),
         "steps": {"z": Z_STEP, "write": WRITE_STEP, "weight": WEIGHT_STEP},
@@ -94,6 +98,8 @@ def rendered_page(run_dir: Path, selection: Selection, summary: Mapping[str, Any
         traits=described_traits(run_dir, summary["traits"]),
         answers=kept_answers(run_dir),
         kinds=list(KINDS),
+        n_captured=len({capture["generation"] for capture in captures if capture["status"] == "ok"}),
+        open_left_out=sum(prompt["open_left_out"] for prompt in prompts),
         left_out=held.left_out,
         without_layers=sum(prompt["layers"] is None for prompt in prompts),
         n_experiments=len(experiments),
@@ -121,50 +127,51 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.5g}") if np.isfinite(value) else None
 
 
-def _prompts(
-    run: Run, run_dir: Path, captures: Sequence[Mapping[str, Any]], held: Held, blobs: Blobs
-) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+@dataclass(frozen=True)
+class _Source:
+    """Where the data of prompts comes from; captures by generation, ``spread`` ``[n_traits]`` at the readouts."""
+
+    run: Run
+    captures: Mapping[str, Sequence[Mapping[str, Any]]]
+    opened: Mapping[str, Sequence[int]]
+    writes: Mapping[tuple[str, int], OpenedWrites]
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, run: Run, run_dir: Path, captures: Sequence[Mapping[str, Any]]) -> _Source:
+        by_generation: dict[str, list[Mapping[str, Any]]] = {}
+        for capture in captures:
+            by_generation.setdefault(capture["generation"], []).append(capture)
+        opened = opened_layers(captures)
+        spread = [trait.std["response_token"][trait.checkpoints.index(trait.readout)] for trait in run.traits.values()]
+        return cls(run, by_generation, opened, read_opened_writes(run_dir) if opened else {}, np.array(spread))
+
+
+def _prompts(source: _Source, held: Held, blobs: Blobs) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
     """The data of the held prompts in the suite's order, and their tokens."""
-    opened = opened_layers(captures)
-    writes = read_opened_writes(run_dir) if opened else {}
-    spread = _spread(run)
-    described = {}
-    for prompt in read_prompts(run, held.generations):
-        described[prompt.generation] = (
-            _prompt(run, prompt, captures, opened.get(prompt.generation, []), writes, spread, blobs),
+    described = {
+        prompt.generation: (
+            _prompt(source, prompt, blobs),
             [{**token, "token": visible(token["token"])} for token in prompt.tokens],
         )
-    suite_order = dict.fromkeys(capture["generation"] for capture in captures)
-    ordered = [described[generation] for generation in suite_order if generation in described]
+        for prompt in read_prompts(source.run, held.generations)
+    }
+    ordered = [described[generation] for generation in source.captures if generation in described]
     return [data for data, _ in ordered], [tokens for _, tokens in ordered]
 
 
-def _spread(run: Run) -> np.ndarray:
-    """``[n_traits]``, neutral deviation of each trait's tokens at its readout."""
-    return np.array(
-        [trait.std["response_token"][trait.checkpoints.index(trait.readout)] for trait in run.traits.values()]
-    )
-
-
-def _prompt(
-    run: Run,
-    prompt: PromptData,
-    captures: Sequence[Mapping[str, Any]],
-    opened: Sequence[int],
-    writes: Mapping[tuple[str, int], OpenedWrites],
-    spread: np.ndarray,
-    blobs: Blobs,
-) -> dict[str, Any]:
-    generation = prompt.generation
-    own = [capture for capture in captures if capture["generation"] == generation]
+def _prompt(source: _Source, prompt: PromptData, blobs: Blobs) -> dict[str, Any]:
+    run, generation = source.run, prompt.generation
+    own, opened = source.captures[generation], source.opened.get(generation, [])
     readouts = [run.checkpoints.index(trait.readout) for trait in run.traits.values()]
     at_readout = prompt.z[np.arange(len(readouts)), readouts] if readouts else prompt.z[:, 0]
     layers, blocks = f"{generation}-z", f"{generation}-w"
     full = {layers: in_steps(prompt.z, Z_STEP), blocks: in_steps(prompt.writes, WRITE_STEP)}
-    has_layers = blobs.add_if_room(full)
+    has_layers = blobs.add_if_room("maps", full)
+    opened_here = described_layers(run, generation, opened, source.writes, source.spread, blobs)
     return {
         "generation": generation,
-        "labels": list(dict.fromkeys(capture_label(capture) for capture in own)),
+        "labels": list(dict.fromkeys(_label(capture) for capture in own)),
         "prompt": visible(own[0]["prompt"]),
         "n": len(prompt.tokens),
         "start": prompt.n_prompt,
@@ -173,7 +180,8 @@ def _prompt(
         "layers": layers if has_layers else None,
         "writes": blocks if has_layers else None,
         "commitments": _commitments(prompt, at_readout, list(run.traits)),
-        "open": described_layers(run, generation, opened, writes, spread, blobs),
+        "open": opened_here,
+        "open_left_out": len(opened_here) < len(opened),
     }
 
 
@@ -197,21 +205,26 @@ def _table(captures: Sequence[Mapping[str, Any]], held: set[str], traits: Sequen
     """One row per prompt of an experiment with its mean z; the page lists those that it holds, and failures."""
     rows: dict[str, dict[str, Any]] = {}
     for capture in captures:
-        label = capture_label(capture)
-        sample = f" #{capture['sample']}" if capture["sample"] else ""
+        label = _label(capture)
         row = rows.setdefault(
-            label + sample,
+            label,
             {
-                "label": label + sample,
+                "label": label,
                 "generation": capture["generation"] if capture["generation"] in held else None,
-                "prompt": visible(capture["prompt"]),
-                "response": visible(capture["response"] or ""),
+                "prompt": visible(capture["prompt"][:_MOST_TEXT]),
+                "response": visible((capture["response"] or "")[:_MOST_TEXT]),
                 "status": capture["status"],
                 "z": {},
             },
         )
         row["z"] |= {trait: round(z, 4) for trait in traits if (z := capture["mean_z"].get(trait)) is not None}
-    return [row for row in rows.values() if row["generation"] is not None or row["status"] != "ok"]
+    return [row for row in rows.values() if row["generation"] is not None or row["status"] in ("failed", "too_long")]
+
+
+def _label(capture: Mapping[str, Any]) -> str:
+    """What the page calls a capture; samples after the first have their number."""
+    sample = f" #{capture['sample']}" if capture["sample"] else ""
+    return visible(capture_label(capture) + sample)
 
 
 def _page(*, data: Mapping[str, Any], blobs: Mapping[str, str], **content: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,13 @@ _KINDS = {
 def described_night(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """The first section of the page, as plain values."""
     plan, cost, old = read_frozen_plan(run_dir), summary["cost"], summary["old_procedure"]
+    path = shlex.quote(str(run_dir))
     counts = {kind: summary["counts"].get(kind, 0) for kind in ("ok", "failed", "too_long", "missing")}
     return {
         "suite": plan["suite"]["name"],
         "run": run_dir.name,
+        "path": path,
+        "captured": counts["ok"],
         "created": plan["created"].replace("T", " ").removesuffix("+00:00"),
         "model": f"{plan['model']['name']}, {plan['dtype']} on {plan['device']}",
         "fingerprint": plan["model"]["fingerprint"],
@@ -42,12 +47,13 @@ def described_night(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]
         "tiles": _tiles(counts, cost),
         "problems": _problems(summary["captures"]),
         "n_more_problems": max(0, counts["failed"] + counts["too_long"] - _MOST_PROBLEMS),
-        "resume": f"traitscope run --resume {run_dir}" if counts["missing"] else None,
-        "retry": f"traitscope run --resume {run_dir} --retry-failed" if counts["failed"] else None,
+        "resume": f"traitscope run --resume {path}" if counts["missing"] else None,
+        "retry": f"traitscope run --resume {path} --retry-failed" if counts["failed"] else None,
         "times": _times(cost["seconds"]),
         "utilisation": cost["utilisation"],
         "verify": _verify(summary["verify"]),
         "expectations": [_expectation(expected) for expected in summary["expectations"]],
+        "expected": _expected(summary["expectations"]),
         "old": f"The old procedure: {procedure(old)}; here {procedure(old['here'])}.",
         "sessions": [f"{session['began']}: {session['ended_by']}" for session in read_sessions(run_dir)],
     }
@@ -102,9 +108,9 @@ def _problems(captures: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     wrong = [capture for capture in captures if capture["status"] in ("failed", "too_long")]
     return [
         {
-            "label": capture_label(capture),
+            "label": visible(capture_label(capture)),
             "status": capture["status"].replace("_", " "),
-            "error": one_line(capture["error"] or ""),
+            "error": visible(one_line(capture["error"] or "")),
             "prompt": visible(capture["prompt"])[:120],
         }
         for capture in wrong[:_MOST_PROBLEMS]
@@ -136,6 +142,11 @@ def _verify(verify: Mapping[str, Any] | None) -> dict[str, Any] | None:
             for worst in verify["worst"]
         ],
     }
+
+
+def _expected(expectations: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(expected["verdict"] for expected in expectations).most_common()
+    return f"Of {len(expectations)}: {', '.join(f'{count} {verdict}' for verdict, count in counts)}."
 
 
 def _expectation(expected: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def described_layers(
     for layer in layers:
         described, arrays = _described(run, generation, layer, writes.get((generation, layer), OpenedWrites()), spread)
         names = {what: f"{generation}-{layer}-{what}" for what in arrays}
-        if blobs.add_if_room({names[what]: array for what, array in arrays.items()}):
+        if blobs.add_if_room("open layers", {names[what]: array for what, array in arrays.items()}):
             found[str(layer)] = described | names
     return found
 

@@ -11,14 +11,17 @@ import numpy as np
 
 from traitscope.analysis.superposition import RandomCosine
 from traitscope.report.card import leading_figure
+from traitscope.report.page.prompts import visible
 
 
 def described_traits(run_dir: Path, traits: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry a trait of the run's summary: poles, readout, verdict, and the gates of its validation if there are."""
-    return [
-        {"name": name, **trait, **_card(_vector_file(run_dir, name)), "gates": _gates(_vector_file(run_dir, name))}
-        for name, trait in traits.items()
-    ]
+    return [_described(name, trait, _vector_file(run_dir, name)) for name, trait in traits.items()]
+
+
+def _described(name: str, trait: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    poles = [visible(pole) for pole in trait["poles"]]
+    return {"name": name, **trait, "poles": poles, **_card(path), "gates": _gates(path)}
 
 
 def _vector_file(run_dir: Path, trait: str) -> Path:
@@ -36,7 +39,7 @@ def _card(path: Path) -> dict[str, Any]:
     metadata = _metadata(path)
     origin = json.loads(metadata["origin"])
     dev = origin["card"].get("dev", {}).get("reader")
-    return {"description": metadata["description"], "model": origin["model"], "dev": dev}
+    return {"description": visible(metadata["description"]), "model": origin["model"], "dev": dev}
 
 
 def _gates(path: Path) -> list[dict[str, Any]]:

@@ -55,12 +55,16 @@ function plain(text, most = 14) {
   return short.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("\n", "");
 }
 
-const signed = (value, digits = 2) =>
-  Number.isNaN(value) || value == null ? "–" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+function signed(value, digits = 2) {
+  if (value == null || Number.isNaN(value)) return "–";
+  const size = Number.isFinite(value) ? Math.abs(value).toFixed(digits) : "(beyond the scale)";
+  return `${value < 0 ? "−" : "+"}${size}`;
+}
 
 /** The colour scale of some z rows: their 98th percentile, the first position left out. */
 function reachOf(...rows) {
-  const sizes = rows.flatMap((row) => (row ? Array.from(row.slice(1), Math.abs) : [])).filter((v) => !Number.isNaN(v));
+  const values = rows.flatMap((row) => (row ? Array.from(row.slice(1)) : []));
+  const sizes = values.filter((value) => value !== null && Number.isFinite(value)).map(Math.abs);
   sizes.sort((a, b) => a - b);
   return Math.max(LEAST_REACH, sizes[Math.floor(0.98 * (sizes.length - 1))] ?? 0);
 }
@@ -95,4 +99,17 @@ function checkpointTicks() {
 }
 
 const matrixOf = (prompt, trait) =>
-  checkpoints.map((_, c) => Array.from(prompt.z(trait, c), (z, t) => (t === 0 || Number.isNaN(z) ? null : z)));
+  checkpoints.map((_, c) => Array.from(prompt.z(trait, c), (z, t) => (t === 0 || !Number.isFinite(z) ? null : z)));
+
+const MOST_NAMED_CELLS = 40000;
+
+/** What pointing at a cell of a map says: the tokens by name, or by number where there are too many to name. */
+function namesOfCells(rowNames, columnNames) {
+  if (rowNames.length * columnNames.length > MOST_NAMED_CELLS) {
+    return { hovertemplate: "row %{y}, column %{x}: %{z:.3f}<extra></extra>" };
+  }
+  return {
+    customdata: rowNames.map((row) => columnNames.map((column) => [plain(row, 30), plain(column, 30)])),
+    hovertemplate: "%{customdata[0]} · %{customdata[1]}: %{z:.3f}<extra></extra>",
+  };
+}

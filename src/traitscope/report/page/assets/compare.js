@@ -71,17 +71,19 @@ function farthestPair() {
 }
 
 async function drawPair() {
-  const pair = await Promise.all(["left", "right"].map((side) => held[Number($(side).value)].load()));
+  const chosen = () => ["left", "right"].map((side) => held[Number($(side).value)]);
+  const pair = await Promise.all(chosen().map((prompt) => prompt.load()));
+  if (chosen().some((prompt, which) => prompt !== pair[which])) return; // another choice was made meanwhile
   const { readout } = traits[state.trait];
   const rows = pair.map((prompt) => prompt.z(state.trait, readout));
   const reach = reachOf(...rows);
-  $("pair-scale").textContent = reach.toFixed(1);
   ["left", "right"].forEach((side, which) => {
     const marked = showTokens($(`${side}-tokens`), pair[which]);
     paintSigned(marked, rows[which], reach);
   });
   const maps = pair.map((prompt) => (prompt.layers ? matrixOf(prompt, state.trait) : null));
   const mapReach = reachOf(...maps.flatMap((map) => map ?? []));
+  $("pair-scale").textContent = `tokens ±${reach.toFixed(1)} z, maps ±${mapReach.toFixed(1)} z`;
   ["left-map", "right-map"].forEach((id, which) => {
     $(id).hidden = !maps[which];
     if (!maps[which]) return;
@@ -96,8 +98,7 @@ async function drawPair() {
           colorscale: diverging(),
           showscale: which === 1,
           colorbar: { thickness: 10 },
-          customdata: maps[which].map((_, c) => pair[which].texts.map((text) => [checkpoints[c], plain(text, 30)])),
-          hovertemplate: "%{customdata[1]}<br>%{customdata[0]}: z %{z:+.2f}<extra></extra>",
+          ...namesOfCells(checkpoints, pair[which].texts),
         },
       ],
       {

@@ -87,6 +87,7 @@ function showCheckpoints(prompt) {
 
 function showTrait() {
   const prompt = held[state.prompt];
+  if (!prompt.loaded) return; // showPrompt comes back here when it is
   const trait = traits[state.trait];
   const values = prompt.z(state.trait, state.checkpoint);
   const reach = reachOf(values);
@@ -107,12 +108,15 @@ function showTrait() {
 function chooseToken(position) {
   state.token = position;
   markCurrent(spans, position);
-  read(position);
+  read(position, true);
   if ($("heatmap").data) Plotly.relayout($("heatmap"), { shapes: heatmapShapes() });
 }
 
-function read(position) {
+/** Say what is known of a token; spoken aloud only where it was chosen. */
+function read(position, aloud = false) {
   const prompt = held[state.prompt];
+  if (!prompt.loaded) return;
+  $("reading").ariaLive = aloud ? "polite" : "off";
   const trait = traits[state.trait];
   const z = prompt.z(state.trait, state.checkpoint)[position];
   const score = z * trait.std[state.checkpoint] + trait.mean[state.checkpoint];
@@ -125,7 +129,7 @@ function read(position) {
   const where = `${position < prompt.start ? "prompt" : "response"}, position ${position}`;
   $("reading").replaceChildren(
     bold,
-    ` · ${trait.name} ${signed(z)} z at ${checkpoints[state.checkpoint]} (score ${signed(score, 3)})${chance} · ${where}`,
+    ` · ${trait.name} ${signed(z)} z at ${checkpoints[state.checkpoint]} (score ${signed(score, 1)})${chance} · ${where}`,
   );
   Object.assign($("reading").dataset, {
     position,
@@ -169,7 +173,7 @@ function drawHeatmap() {
   const trait = traits[state.trait];
   $("heatmap-caption").textContent = prompt.layers
     ? `${trait.name}: every layer at every token. Dashed: the readout ${checkpoints[trait.readout]}; solid: where the response begins; the first token is left blank, its norm is of another order. Click to read a place.`
-    : `The layers of this prompt are not held here: traitscope report --select '${prompt.labels[0]}'`;
+    : `The layers of this prompt are not held here: ${bringing(prompt)}`;
   $("heatmap").hidden = !prompt.layers;
   if (!prompt.layers) return;
   const rows = matrixOf(prompt, state.trait);
@@ -184,8 +188,7 @@ function drawHeatmap() {
         zmax: reach,
         colorscale: diverging(),
         colorbar: { title: { text: "z" }, thickness: 10, len: 0.9 },
-        customdata: rows.map((_, c) => prompt.texts.map((text) => [checkpoints[c], plain(text, 30)])),
-        hovertemplate: "%{customdata[1]}<br>%{customdata[0]}: z %{z:+.2f}<extra></extra>",
+        ...namesOfCells(checkpoints, prompt.texts),
       },
     ],
     {

@@ -7,13 +7,14 @@ const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const { traits, checkpoints, prompts, steps } = data;
 const MISSING = -32768;
+const LARGEST = 32767; // what lies beyond is clipped to this, and is shown as beyond the scale
 const unpacking = new Map();
 
 function unpack(name, Kind) {
   if (!unpacking.has(name))
     unpacking.set(
       name,
-      inflate(name).then((buffer) => new Kind(buffer)),
+      inflate(name).then((bytes) => new Kind(joined(bytes, Kind.BYTES_PER_ELEMENT).buffer)),
     );
   return unpacking.get(name);
 }
@@ -21,12 +22,21 @@ function unpack(name, Kind) {
 async function inflate(name) {
   const bytes = Uint8Array.from(atob($(`blob-${name}`).textContent.trim()), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Response(stream).arrayBuffer();
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** Numbers whose first bytes all came first, then all second ones, with their bytes together again. */
+function joined(planes, width) {
+  const count = planes.length / width;
+  const bytes = new Uint8Array(planes.length);
+  for (let b = 0; b < width; b++) for (let i = 0; i < count; i++) bytes[i * width + b] = planes[b * count + i];
+  return bytes;
 }
 
 async function unpackSteps(name, step) {
   const whole = await unpack(name, Int16Array);
-  return Float32Array.from(whole, (value) => (value === MISSING ? NaN : value * step));
+  const valueOf = (steps) => (Math.abs(steps) === LARGEST ? Math.sign(steps) * Infinity : steps * step);
+  return Float32Array.from(whole, (steps) => (steps === MISSING ? NaN : valueOf(steps)));
 }
 
 class Prompt {

@@ -40,6 +40,7 @@ function isBeforeReadout(kind, trait) {
 
 async function showOpenPrompt() {
   const prompt = await held[opened.prompt].load();
+  if (prompt.number !== opened.prompt) return; // another choice was made meanwhile
   opened.token = Math.min(prompt.n - 1, prompt.start + Math.floor((prompt.n - prompt.start) / 2));
   const layers = Object.keys(prompt.open);
   fill(
@@ -54,7 +55,10 @@ async function showOpenPrompt() {
 }
 
 async function showOpenLayer() {
-  opened.arrays = await openArrays(held[opened.prompt], opened.layer);
+  const { prompt, layer } = opened;
+  const arrays = await openArrays(held[prompt], layer);
+  if (prompt !== opened.prompt || layer !== opened.layer) return;
+  opened.arrays = arrays;
   opened.head ??= strongestHead();
   drawHeads();
   showHead();
@@ -104,9 +108,10 @@ function miniature({ pattern, n }, head) {
 }
 
 function showHead() {
-  Array.from($("heads").children).forEach((button, head) =>
-    button.setAttribute("aria-checked", String(head === opened.head)),
-  );
+  Array.from($("heads").children).forEach((button, head) => {
+    button.setAttribute("aria-checked", String(head === opened.head));
+    button.tabIndex = head === opened.head ? 0 : -1;
+  });
   drawPattern();
   showOpenToken();
 }
@@ -122,7 +127,7 @@ function drawPattern() {
   const rows = prompt.texts.map((_, t) =>
     Array.from(weightsOf(arrays, opened.head, t), (weight, s) => (s > t ? null : weight)),
   );
-  const most = Math.max(0.05, ...rows.flatMap((row, t) => row.slice(1, t + 1)));
+  const most = rows.reduce((largest, row, t) => Math.max(largest, ...row.slice(1, t + 1)), 0.05);
   const [across, down] = [tokenTicks(prompt, ticksThatFit("pattern")), tokenTicks(prompt, 28)];
   draw(
     "pattern",
@@ -134,8 +139,7 @@ function drawPattern() {
         zmax: most,
         colorscale: rising(),
         colorbar: { thickness: 10 },
-        customdata: rows.map((_, t) => prompt.texts.map((text) => [plain(prompt.texts[t], 30), plain(text, 30)])),
-        hovertemplate: "%{customdata[0]} reads %{customdata[1]}: %{z:.3f}<extra></extra>",
+        ...namesOfCells(prompt.texts, prompt.texts),
       },
     ],
     {
@@ -174,7 +178,9 @@ function drawBlocks() {
   const trait = traits[opened.trait];
   $("blocks-caption").textContent = found.length
     ? `Which blocks wrote ${trait.name} at this token, up to ${checkpoints[trait.readout]}, in z; what a block usually adds is not taken off (traitscope explain does). Outlined: the open layer.`
-    : `The writes of this prompt are not held here: traitscope report --select '${prompt.labels[0]}'`;
+    : prompt.layers
+      ? `${trait.name} was not asked of this prompt.`
+      : `The writes of this prompt are not held here: ${bringing(prompt)}`;
   $("blocks").hidden = !found.length;
   if (!found.length) return;
   const named = found.map(([c]) => blockName(checkpoints[c]));
@@ -330,7 +336,7 @@ function startOpen() {
   };
   listen($("open-tokens"), () => opened.token, { onPick: choose });
   $("heads").addEventListener("keydown", (event) => {
-    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (by === undefined) return;
     event.preventDefault();
     opened.head = (opened.head + by + opened.arrays.heads) % opened.arrays.heads;

@@ -24,7 +24,7 @@ function paintSigned(spans, values, reach) {
 }
 
 /** Pointer and arrow keys on tokens: onMove(position) for what is only looked at, onPick(position) for a choice. */
-function listen(container, current, { onMove = () => {}, onPick, onVertical = () => {} }) {
+function listen(container, current, { onMove = () => {}, onPick, onVertical = null }) {
   const positionOf = (event) => Array.prototype.indexOf.call(container.children, event.target.closest("span"));
   container.addEventListener("mouseover", (event) => {
     const t = positionOf(event);
@@ -43,7 +43,7 @@ function listen(container, current, { onMove = () => {}, onPick, onVertical = ()
       onPick(Math.max(0, Math.min(last, to)));
     }
     const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
-    if (by !== undefined) {
+    if (by !== undefined && onVertical) {
       event.preventDefault();
       onVertical(by);
     }
@@ -52,12 +52,21 @@ function listen(container, current, { onMove = () => {}, onPick, onVertical = ()
 
 function markCurrent(spans, position) {
   spans.forEach((span, t) => span.classList.toggle("here", t === position));
-  spans[position]?.scrollIntoView({ block: "nearest" });
+  if (spans[position]) scrollWithin(spans[position].parentElement, spans[position]);
+}
+
+/** Bring a token into its box's view. The page itself stays where its reader is. */
+function scrollWithin(box, span) {
+  const above = span.offsetTop - box.scrollTop;
+  if (above < 0 || above + span.offsetHeight > box.clientHeight) box.scrollTop = span.offsetTop - box.clientHeight / 2;
 }
 
 function fill(select, options, chosen) {
   select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
   select.value = String(chosen);
 }
+
+/** The command that brings what this page does not hold of a prompt. */
+const bringing = (prompt) => `traitscope report ${data.run} --select ${prompt.generation}`;
 
 const titled = (prompt) => `${prompt.labels[0]}: ${prompt.prompt.replaceAll("\n", " ").slice(0, 70)}`;
