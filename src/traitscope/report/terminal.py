@@ -150,7 +150,8 @@ def _time_cell(described: Mapping[str, Any]) -> str:
         )
     return (
         f"{human_seconds(estimate['seconds'])} of generation if no response ends early, "
-        f"{human_seconds(estimate['total_seconds'])} with loading and splitting open layers (from this model's pace on this machine)"
+        f"{human_seconds(estimate['total_seconds'])} with loading and splitting open layers "
+        "(from this model's pace on this machine)"
     )
 
 
