@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from traitscope import __version__
 from traitscope.cli_analyse import analyse
 from traitscope.cli_options import (
     AllowForeign,
@@ -42,6 +43,23 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(traits_app, name="traits")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"traitscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(analyse)
 app.command()(report)
 

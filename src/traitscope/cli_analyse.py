@@ -54,4 +54,4 @@ def analyse(
         print_json(answer.described())
     else:
         print_answer(stdout(), answer)
-    typer.echo(f"wrote {picture} and {kept}", err=True)
+    typer.echo(f"wrote {picture} and {kept}; into the report with: traitscope report {run_dir}", err=True)

@@ -11,6 +11,8 @@ import typer
 from traitscope.errors import InputError, one_line_of
 from traitscope.units import human_bytes, human_seconds
 
+_MOST_FINDINGS = 6
+
 
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run directory, finished or not.")],
@@ -58,6 +60,8 @@ def _answer(kind: str, run_dir: Path) -> None:
         picture = picture_path(run_dir, kind, None)
         keep_answer(answer, run_dir, picture, captured=captured)
         save_answer_picture(answer, picture)
+        for finding in answer.findings[:_MOST_FINDINGS]:
+            typer.echo(f"{kind}: {finding}", err=True)
     except Exception as error:  # a run that was cut short may lack what the question needs; the report does without
         typer.echo(f"{kind} was not answered: {one_line_of(error)}", err=True)
 

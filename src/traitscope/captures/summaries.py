@@ -52,6 +52,12 @@ def summary_of(run: Run) -> list[dict[str, Any]]:
     return entries
 
 
+def _captured_bytes(run_dir: Path) -> int:
+    """What a run takes on disk, without what was made of it afterwards (the report and answers)."""
+    files = (path for path in run_dir.rglob("*") if path.is_file() and path.parent.name != "analyses")
+    return sum(path.stat().st_size for path in files if path.name != "report.html")
+
+
 def cost_of(run_dir: Path) -> dict[str, Any]:
     """What the run cost over all its sessions, beside what was estimated. Seconds and bytes."""
     plan, sessions = read_frozen_plan(run_dir), read_sessions(run_dir)
@@ -64,7 +70,7 @@ def cost_of(run_dir: Path) -> dict[str, Any]:
         "model_loads": sum(session["model_loads"] for session in sessions),
         "seconds": seconds,
         "peak_memory_bytes": max(map(_peak_memory_bytes, sessions), default=None),
-        "disk_bytes": sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()),
+        "disk_bytes": _captured_bytes(run_dir),
         "utilisation": next((s["utilisation"] for s in reversed(sessions) if s["utilisation"]), None),
         "estimated_seconds": plan["estimate"]["seconds"],
         "estimated_memory_bytes": plan["estimate"]["memory_bytes"],

@@ -13,6 +13,16 @@ from traitscope.analysis.superposition import RandomCosine
 from traitscope.report.card import leading_figure
 from traitscope.report.page.prompts import visible
 
+_GATE_NAMES = {
+    "A": "test pairs, AUROC",
+    "B": "style-crossed pairs, AUROC",
+    "C": "own text, AUROC",
+    "D": "beside other traits, ratio",
+    "E": "stability, cosine",
+    "F": "steering, nats",
+    "H": "neutral replies flagged",
+}
+
 
 def described_traits(run_dir: Path, traits: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry a trait of the run's summary: poles, readout, verdict, and the gates of its validation if there are."""
@@ -47,7 +57,12 @@ def _gates(path: Path) -> list[dict[str, Any]]:
     if validation is None:
         return []
     return [
-        {"name": name, "needs": gate["needs"], "passed": gate["passed"], "figure": leading_figure(name, gate)}
+        {
+            "name": f"{name}: {_GATE_NAMES[name]}",
+            "needs": gate["needs"],
+            "passed": gate["passed"],
+            "figure": leading_figure(name, gate),
+        }
         for name, gate in validation["gates"].items()
     ]
 

@@ -28,7 +28,10 @@ function tableRow(row) {
     button.className = "pick";
     button.textContent = row.label;
     name.append(button);
-    line.addEventListener("click", () => choosePrompt(byGeneration.get(row.generation).number));
+    line.addEventListener("click", () => {
+      choosePrompt(byGeneration.get(row.generation).number);
+      $("tokens").focus({ preventScroll: true });
+    });
   } else {
     name.textContent = row.label;
   }
@@ -58,6 +61,7 @@ function filterTable() {
   const words = $("find").value.toLowerCase().split(/\s+/).filter(Boolean);
   for (const line of $("table").tBodies[0].rows)
     line.hidden = !words.every((word) => line.dataset.words.includes(word));
+  $("nothing-found").hidden = Array.from($("table").tBodies[0].rows).some((line) => !line.hidden);
 }
 
 function choosePrompt(number) {
@@ -67,12 +71,18 @@ function choosePrompt(number) {
   return showPrompt();
 }
 
+function showRow(prompt) {
+  const lines = Array.from($("table").tBodies[0].rows);
+  lines.forEach((line) => line.classList.toggle("here", line.dataset.generation === prompt.generation));
+  const own = lines.find((line) => line.classList.contains("here"));
+  if (own) scrollWithin($("table").parentElement, own);
+}
+
 async function showPrompt() {
   const prompt = await held[state.prompt].load();
   if (prompt.number !== state.prompt) return;
   $("prompt-title").textContent = titled(prompt);
-  for (const line of $("table").tBodies[0].rows)
-    line.classList.toggle("here", line.dataset.generation === prompt.generation);
+  showRow(prompt);
   spans = showTokens($("tokens"), prompt);
   showCheckpoints(prompt);
   showTrait();
