@@ -67,6 +67,20 @@ def test_eight_rows_are_the_knee_where_sixteen_take_twice_as_long() -> None:
     assert _pace().best_width(64, 16) == 8
 
 
+@pytest.mark.parametrize(
+    ("steps", "plausible"),
+    [
+        ((0.043, 0.045, 0.049), True),
+        ((0.22, 0.063, 2.34), False),  # as a busy machine gave it
+        ((0.2, 0.04, 0.04), False),
+        ((0.1, 0.19, 0.37), True),
+        ((0.001, 0.004, 0.001), True),  # noise of a tiny model
+    ],
+)
+def test_a_pace_that_a_busy_machine_gave_is_known(steps: tuple[float, ...], plausible: bool) -> None:
+    assert _pace(widths=(1, 2, 4), step_seconds=steps).is_plausible is plausible
+
+
 def test_context_makes_steps_and_prefill_longer() -> None:
     pace = _pace(context_seconds=0.001, prefill_context_seconds=0.0001)
     assert pace.step(4, 132) == pytest.approx(1.2 + 4 * 100 * 0.001)

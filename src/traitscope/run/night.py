@@ -249,7 +249,10 @@ def _timed(
     except Exception as error:
         log.warning("the model could not be timed: %s", one_line_of(error))
         return None
-    remember_pace(pace, model.fingerprint.short, model.device, model.dtype)
+    if pace.is_plausible:
+        remember_pace(pace, model.fingerprint.short, model.device, model.dtype)
+    else:
+        reporter.say("the machine was busy while the model was timed: the plan may be off; the next run times it again")
     for dtype in (model.dtype, torch.bfloat16):
         measured_ceilings(model.device, dtype)
     return pace

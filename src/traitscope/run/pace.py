@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -34,6 +35,8 @@ _TIMED_STEPS = 3
 _LEAST_GAIN = 1.05
 _AS_GOOD = 1.02
 _MEASURE_SECONDS = 20.0
+_MOST_GROWTH = 2.0
+_NOISE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,16 @@ class Pace:
 
         soonest = min(map(seconds, widths))
         return next(width for width in widths if seconds(width) <= soonest * _AS_GOOD)
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether a step never grew twice as much as its width did and never halved: else the machine was busy."""
+        steps = zip(self.widths, self.step_seconds, strict=True)
+        return all(
+            narrower <= _MOST_GROWTH * wider + _NOISE_SECONDS
+            and wider <= _MOST_GROWTH * narrower * wide / narrow + _NOISE_SECONDS
+            for (narrow, narrower), (wide, wider) in itertools.pairwise(steps)
+        )
 
     @classmethod
     def from_described(cls, described: Mapping[str, Any]) -> Pace:
