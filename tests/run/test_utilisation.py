@@ -17,7 +17,7 @@ from traitscope.model.meter import ForwardWork
 from traitscope.model.replay import replay
 from traitscope.run.ceilings import Ceilings
 from traitscope.run.pace import Pace
-from traitscope.run.utilisation import advice, utilisation
+from traitscope.run.utilisation import CeilingShares, advice, gain_of_narrow, utilisation
 from traitscope.run.writer import ShardWriter
 
 
@@ -58,6 +58,7 @@ def _advice(**changes: object) -> str:
         "pace": pace,
         "dtype": torch.float32,
         "narrow": None,
+        "shares": CeilingShares(of_copy=0.4, of_matrix=0.3),
     }
     return advice(**{**given, **changes})  # type: ignore[arg-type]
 
@@ -68,8 +69,16 @@ def test_advice_names_the_change_that_promises_most() -> None:
     assert "no more prompts" in _advice(width=2, n_generations=2)
     assert _advice(width=2, most_rows=2) == "no setting promises more than a tenth"
     assert "--dtype bfloat16" in _advice(narrow=(torch.bfloat16, 1.8))
+    assert "generates about 1.5 times" in _advice(narrow=(torch.bfloat16, 2.0))
     assert _advice(narrow=(torch.bfloat16, 0.1)) == "no setting promises more than a tenth"
     assert _advice(forward_share=0.5).startswith("50% of the time passed outside")
+
+
+def test_a_narrow_dtype_speeds_up_what_products_and_weights_take_and_nothing_else() -> None:
+    assert gain_of_narrow(CeilingShares(0.0, 0.0), 5.0) == 1.0
+    assert gain_of_narrow(CeilingShares(0.0, 1.0), 5.0) == pytest.approx(5.0)
+    assert gain_of_narrow(CeilingShares(1.5, 0.0), 5.0) == pytest.approx(2.0)  # a copy that counts bytes read alone
+    assert gain_of_narrow(CeilingShares(0.46, 0.24), 5.2) == pytest.approx(1.74, abs=0.01)
 
 
 def test_one_shard_is_written_beside_the_next_and_told_of_in_the_callers_thread() -> None:

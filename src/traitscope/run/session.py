@@ -37,7 +37,7 @@ from traitscope.run.progress import Reporter
 from traitscope.run.shard_metrics import shard_metrics, tracked_config
 from traitscope.run.tables import Outcome, shard_internals, shard_tables
 from traitscope.run.tracking import Tracking
-from traitscope.run.utilisation import Utilisation, advice, utilisation
+from traitscope.run.utilisation import CeilingShares, Utilisation, advice, utilisation
 from traitscope.run.writer import ShardWriter
 from traitscope.verify.verdict import Verdict, verify_run
 
@@ -285,6 +285,7 @@ class Session:
         described = self._frozen.estimate["pace"]
         batches = [batch for shard in self._frozen.shards for batch in shard.batches]
         longest = max(_n_tokens(self._frozen.tasks[g]) for batch in batches for g in batch)
+        ceilings = measured_ceilings(model.device, model.dtype)
         said = advice(
             forward_share=work.seconds / seconds,
             width=max(map(len, batches)),
@@ -293,6 +294,7 @@ class Session:
             pace=None if described is None else Pace.from_described(described),
             dtype=model.dtype,
             narrow=_narrow(model.device, model.dtype),
+            shares=CeilingShares.of(work, facts, model.dtype, ceilings),
         )
         return utilisation(
             work,
@@ -300,7 +302,7 @@ class Session:
             generating_seconds=seconds,
             facts=facts,
             dtype=model.dtype,
-            ceilings=measured_ceilings(model.device, model.dtype),
+            ceilings=ceilings,
             memory_bytes=peak_device_memory_bytes() or peak_resident_bytes(),
             memory_there_bytes=total_memory(model.device),
             advice=said,

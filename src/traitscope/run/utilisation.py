@@ -38,6 +38,34 @@ class Utilisation:
     advice: str
 
 
+@dataclass(frozen=True)
+class CeilingShares:
+    """How much of the machine's own measured rates forward passes reached: of a large copy (their weights, once each)
+    and of a large matrix product."""
+
+    of_copy: float
+    of_matrix: float
+
+    @classmethod
+    def of(cls, work: ForwardWork, facts: ModelFacts, dtype: torch.dtype, ceilings: Ceilings) -> CeilingShares:
+        """The shares of passes that took some time."""
+        weight_rate = work.passes * facts.weight_bytes(dtype.itemsize) / work.seconds
+        flops_rate = facts.forward_flops(work.tokens, work.logit_rows) / work.seconds
+        return cls(weight_rate / ceilings.copy_bytes_per_second, flops_rate / ceilings.flops_per_second)
+
+
+def gain_of_narrow(shares: CeilingShares, times_as_fast: float) -> float:
+    """How many times as much a dtype of half the bytes generates, if matrix products are ``times_as_fast``.
+
+    Of the time, the share that matrix products would take at their ceiling shrinks by that factor, the share that
+    reading the weights would take by half, and the rest stays (Amdahl 1967).
+    """
+    at_ceilings = shares.of_matrix + shares.of_copy
+    scale = min(1.0, 1.0 / at_ceilings) if at_ceilings else 0.0
+    matrix, copy = shares.of_matrix * scale, shares.of_copy * scale
+    return 1.0 / (1.0 - matrix - copy + matrix / times_as_fast + copy / 2)
+
+
 def utilisation(
     work: ForwardWork,
     *,
@@ -53,15 +81,14 @@ def utilisation(
     """What ``work`` used of the machine; None if nothing was generated."""
     if not generated_tokens or not work.seconds:
         return None
-    weight_rate = work.passes * facts.weight_bytes(dtype.itemsize) / work.seconds
-    flops_rate = facts.forward_flops(work.tokens, work.logit_rows) / work.seconds
+    shares = CeilingShares.of(work, facts, dtype, ceilings)
     return Utilisation(
         tokens_per_second=generated_tokens / generating_seconds,
         forward_share=work.seconds / generating_seconds,
-        weight_bytes_per_second=weight_rate,
-        flops_per_second=flops_rate,
-        of_copy=weight_rate / ceilings.copy_bytes_per_second,
-        of_matrix=flops_rate / ceilings.flops_per_second,
+        weight_bytes_per_second=shares.of_copy * ceilings.copy_bytes_per_second,
+        flops_per_second=shares.of_matrix * ceilings.flops_per_second,
+        of_copy=shares.of_copy,
+        of_matrix=shares.of_matrix,
         memory_bytes=memory_bytes,
         memory_there_bytes=memory_there_bytes,
         advice=advice,
@@ -77,12 +104,14 @@ def advice(
     pace: Pace | None,
     dtype: torch.dtype,
     narrow: tuple[torch.dtype, float] | None,
+    shares: CeilingShares,
 ) -> str:
     """The one change that promises most, with its predicted gain in tokens per second.
 
     Args:
         width: rows that were generated together; ``most_rows`` is what fits in memory.
         narrow: a narrower dtype and how many times as fast its large matrix products are here.
+        shares: of the ceilings that the passes reached.
     """
     offers: list[tuple[float, str]] = []
     if forward_share < _FORWARD_SHARE_TO_MENTION:
@@ -98,7 +127,10 @@ def advice(
         reason = "the suite has no more prompts than that" if n_generations <= width else "--batch-size was given"
         offers.append((gain, f"a batch of {wider} instead of {width} ({reason}) generates"))
     if narrow is not None:
-        offers.append((narrow[1], f"--dtype {str(narrow[0]).removeprefix('torch.')} (matrix products alone) computes"))
+        name = str(narrow[0]).removeprefix("torch.")
+        offers.append(
+            (gain_of_narrow(shares, narrow[1]), f"--dtype {name} (its vectors are fitted anew) generates about")
+        )
     gain, line = max(offers, default=(1.0, ""))
     if gain < _GAIN_TO_MENTION:
         return "no setting promises more than a tenth"
