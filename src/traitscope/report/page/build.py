@@ -31,7 +31,7 @@ from traitscope.report.page.prompts import PromptData, read_prompts, visible
 from traitscope.report.page.selection import Held, Selection, chosen
 from traitscope.report.page.trait_cards import described_traits, reader_cosines
 
-_BUDGETS = {"open layers": 4_000_000, "maps": 8_000_000}
+_BUDGETS = {"open layers": 4_000_000, "maps": 5_000_000}
 """Bytes that open layers, and layer × token maps with writes, take at most unless everything is asked for."""
 _MOST_TEXT = 500
 _DRAWS = 200
