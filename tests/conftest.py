@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from device import DEVICE
-from nights import quiet
+from nights import quiet, run_suite, write_suite
 from tiny_models import tiny_biased_model, tiny_model, tiny_tokenizer
 from traitscope import cli
 from traitscope.model.capture import ReaderBank
@@ -32,6 +33,22 @@ def reference_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("night")
     prepared = prepare(load_suite("overnight"), device="cpu")
     return start_run(prepared, out=out, batch_size=None, shard_size=None, allow_foreign=False, reporter=quiet())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, shared_cache: Path) -> Path:
+    """A small run of several shards; a test that changes it takes a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TRAITSCOPE_CACHE", str(shared_cache))
+        return run_suite(write_suite(folder, tiny_directory, n_prompts=4), folder / "runs")
+
+
+@pytest.fixture
+def run_dir(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that run, which a test may change."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")

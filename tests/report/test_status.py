@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from nights import run_suite, write_suite
 from traitscope.captures.files import committed_shards, done_file, read_sessions
 from traitscope.report.status import print_changes, print_status, show_live
 from traitscope.run import watching
@@ -21,20 +19,6 @@ from traitscope.run.commit import write_json
 from traitscope.run.status import run_status
 
 NASTY = "hello\x1b]0;taken over\x07\x1b[2J\r\n\u202egnp.exe [bold]not markup[/bold] \x9b31m"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, shared_cache: Path) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("shown")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TRAITSCOPE_CACHE", str(shared_cache))
-        yield run_suite(write_suite(folder, tiny_directory, n_prompts=4), folder / "runs")
-
-
-@pytest.fixture
-def run_dir(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def _with(status: Mapping[str, Any], **values: Any) -> dict[str, Any]:

@@ -4,9 +4,7 @@ writes or locks, an estimate reckoned from the wrong figures, a killed run calle
 from __future__ import annotations
 
 import json
-import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
-from nights import run_suite, write_suite
 from traitscope.captures.files import committed_shards, done_file, read_sessions, shard_file
 from traitscope.errors import InputError
 from traitscope.run import heartbeat as heartbeat_module
@@ -23,22 +20,6 @@ from traitscope.run.events import EventLog, events_of_last_session
 from traitscope.run.heartbeat import Heartbeat
 from traitscope.run.lock import fcntl, is_locked, locked
 from traitscope.run.status import run_status
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, shared_cache: Path) -> Iterator[Path]:
-    """A small run of several shards."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TRAITSCOPE_CACHE", str(shared_cache))
-        yield run_suite(write_suite(folder, tiny_directory, n_prompts=4), folder / "runs")
-
-
-@pytest.fixture
-def run_dir(finished: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def _uncommit(run_dir: Path, *, keep: int) -> None:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nights import run_suite, write_suite
 from traitscope.captures.files import committed_shards, done_file, read_sessions, shard_file
 from traitscope.errors import InputError, RunError
 from traitscope.run import watching
 from traitscope.run.commit import write_json
 from traitscope.run.lock import locked
 from traitscope.run.watching import watch_run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, shared_cache: Path) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("watched")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TRAITSCOPE_CACHE", str(shared_cache))
-        yield run_suite(write_suite(folder, tiny_directory, n_prompts=4), folder / "runs")
 
 
 @pytest.fixture

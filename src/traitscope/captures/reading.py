@@ -230,8 +230,12 @@ class Run:
 
 def capture_label(capture: Mapping[str, Any]) -> str:
     """What people call a row of ``captures``: experiment and prompt id, with the dose of a steered experiment."""
-    dose = "" if capture["alpha"] is None else f"@{capture['alpha']:+g}"
-    return f"{capture['experiment']}/{capture['prompt_id']}{dose}"
+    return f"{capture['experiment']}/{capture['prompt_id']}{dose_label(capture)}"
+
+
+def dose_label(capture: Mapping[str, Any]) -> str:
+    """``@+0.3`` for a row of ``captures`` of a steered experiment, else nothing."""
+    return "" if capture["alpha"] is None else f"@{capture['alpha']:+g}"
 
 
 def _as_resid_pre(name: str, checkpoints: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from traitscope.captures.reading import open_run
 from traitscope.errors import InputError
 from traitscope.questions.answer import Answer, AnswerTable, Dot, Intervals, Plain, Reference
 from traitscope.questions.options import QuestionOptions
-from traitscope.questions.responses import Asked, Response, asked_of, by_prompt, chosen_traits, responses_of
+from traitscope.questions.responses import Response, asked_of, by_prompt, chosen_traits, responses_of
 from traitscope.questions.wording import shown_interval
 
 ARMS = ("natural", "instructed", "plain")
@@ -44,7 +44,7 @@ def ask_confound(run_dir: Path, options: QuestionOptions) -> Answer:
     """
     run = open_run(run_dir)
     asked = asked_of(run, options)
-    behaviours = _behaviours(asked)
+    behaviours = behaviours_with_all_arms(entry.experiment for entry in asked)
     if not behaviours:
         raise InputError(
             f"run {run_dir}: no behaviour has three experiments called <behaviour>-natural, <behaviour>-instructed and "
@@ -70,9 +70,9 @@ def ask_confound(run_dir: Path, options: QuestionOptions) -> Answer:
 _PLACES = (RESPONSE, PROMPT_LAST)
 
 
-def _behaviours(asked: Sequence[Asked]) -> tuple[str, ...]:
-    """Behaviours that have all arms."""
-    names = {entry.experiment for entry in asked}
+def behaviours_with_all_arms(experiments: Iterable[str]) -> tuple[str, ...]:
+    """Behaviours of which there is an experiment for each of ``ARMS``."""
+    names = set(experiments)
     known = dict.fromkeys(name.rpartition("-")[0] for name in names if name.rpartition("-")[2] in ARMS)
     return tuple(sorted(name for name in known if all(f"{name}-{arm}" in names for arm in ARMS)))
 

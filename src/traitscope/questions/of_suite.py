@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from traitscope.questions.confound import ARMS
+from traitscope.questions.confound import behaviours_with_all_arms
 
 _LEAST_DOSES = 3
 
 
 def kinds_of_suite(suite: Mapping[str, Any]) -> list[str]:
     """Names in ``kinds.KINDS``: the confound where an experiment has all three arms, doses where several steer."""
-    names = {experiment["name"] for experiment in suite["experiments"]}
     kinds = []
-    if any(all(f"{name.removesuffix(ARMS[0])}{arm}" in names for arm in ARMS) for name in names):
+    if behaviours_with_all_arms(experiment["name"] for experiment in suite["experiments"]):
         kinds.append("instruction-confound")
     steers = (experiment.get("steer") for experiment in suite["experiments"])
     if any(steer is not None and len(steer["alpha"]) >= _LEAST_DOSES for steer in steers):

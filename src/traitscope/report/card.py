@@ -13,13 +13,23 @@ from traitscope.report.text import one_line
 
 _PASSED, _MISSED = "✓", "✗"
 
+GATE_NAMES = {
+    "A": "test pairs, AUROC",
+    "B": "style-crossed pairs, AUROC",
+    "C": "own text, AUROC",
+    "D": "own d over the largest other",
+    "E": "split-half cosine",
+    "F": "shift at α = .15 in nats",
+    "H": "neutral replies flagged",
+}
+"""What each gate's leading figure is."""
+
 
 def print_verdicts(console: Console, described: Sequence[Mapping[str, Any]]) -> None:
     """One row a trait: its gates with their leading figure, then the verdict."""
     table = Table(
         title="Validated traits",
-        caption="A test pairs (AUROC), B style-crossed (AUROC), C own text (AUROC), D own d over the largest other, "
-        "E split-half cosine, F shift at α = .15 in nats, H neutral replies flagged; ✓ passed, ✗ missed.",
+        caption=f"{'; '.join(f'{gate}: {name}' for gate, name in GATE_NAMES.items())}. ✓ passed, ✗ missed.",
     )
     gates = list(next(iter(described))["card"]["validation"]["gates"])
     for column in ("trait", "R", *gates, "words", "looks", "verdict"):

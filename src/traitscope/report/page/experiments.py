@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from traitscope.analysis.resampling import estimate
-from traitscope.captures.reading import capture_label
+from traitscope.captures.reading import capture_label, dose_label
 
 
 def described_experiments(captures: Sequence[Mapping[str, Any]], traits: Sequence[str]) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def described_experiments(captures: Sequence[Mapping[str, Any]], traits: Sequenc
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for capture in captures:
         if capture["status"] == "ok":
-            groups.setdefault(_group_name(capture), []).append(capture)
+            groups.setdefault(f"{capture['experiment']}{dose_label(capture)}", []).append(capture)
     return [
         {
             "name": name,
@@ -28,11 +28,6 @@ def described_experiments(captures: Sequence[Mapping[str, Any]], traits: Sequenc
         }
         for name, group in groups.items()
     ]
-
-
-def _group_name(capture: Mapping[str, Any]) -> str:
-    dose = "" if capture["alpha"] is None else f"@{capture['alpha']:+g}"
-    return f"{capture['experiment']}{dose}"
 
 
 def _points(group: Sequence[Mapping[str, Any]], trait: str) -> list[dict[str, Any]]:

@@ -10,18 +10,8 @@ from typing import Any
 import numpy as np
 
 from traitscope.analysis.superposition import RandomCosine
-from traitscope.report.card import leading_figure
+from traitscope.report.card import GATE_NAMES, leading_figure
 from traitscope.report.page.prompts import visible
-
-_GATE_NAMES = {
-    "A": "test pairs, AUROC",
-    "B": "style-crossed pairs, AUROC",
-    "C": "own text, AUROC",
-    "D": "beside other traits, ratio",
-    "E": "stability, cosine",
-    "F": "steering, nats",
-    "H": "neutral replies flagged",
-}
 
 
 def described_traits(run_dir: Path, traits: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -58,7 +48,7 @@ def _gates(path: Path) -> list[dict[str, Any]]:
         return []
     return [
         {
-            "name": f"{name}: {_GATE_NAMES[name]}",
+            "name": f"{name}: {GATE_NAMES[name]}",
             "needs": gate["needs"],
             "passed": gate["passed"],
             "figure": leading_figure(name, gate),
