@@ -162,7 +162,7 @@ def our_seconds(model: LanguageModel, prompts: list[list[int]], bank: ReaderBank
         loop = DecodeLoop(
             model,
             prompts,
-            max_new_tokens=n_steps + 1,
+            max_new_tokens=n_steps,
             sampling=Sampling(),
             seeds=[0] * len(prompts),
             capture=capture,

@@ -1,5 +1,6 @@
 """Bugs caught here: positions not from the mask, rows of padding or after EOS kept, the last token lost, rows
-mixed up when the batch shrinks, a checkpoint projected on another one's reader."""
+mixed up when the batch shrinks or when waiting rows join it, what an ended row left in the cache read by the next one,
+a cache that is dropped from the wrong end, a checkpoint projected on another one's reader."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from conftest import random_bank
 from independent import independent_logprobs, independent_states
 from tiny_models import CONFIGS, VOCAB
+from traitscope.model import decode as decode_module
 from traitscope.model.capture import ReaderBank
 from traitscope.model.decode import Decoded, decode
 from traitscope.model.loading import LanguageModel
@@ -35,11 +37,8 @@ def _prompts(n: int, seed: int = 0) -> list[list[int]]:
 def _decode(
     model: LanguageModel, prompts: Sequence[Sequence[int]], bank: ReaderBank, width: int, new_tokens: int = 12
 ) -> list[Decoded]:
-    rows: list[Decoded] = []
-    for start in range(0, len(prompts), width):
-        batch = prompts[start : start + width]
-        rows += decode(model, batch, max_new_tokens=new_tokens, sampling=Sampling(), seeds=[0] * len(batch), bank=bank)
-    return rows
+    seeds = [0] * len(prompts)
+    return decode(model, prompts, max_new_tokens=new_tokens, sampling=Sampling(), seeds=seeds, bank=bank, width=width)
 
 
 def _ending_early(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> LanguageModel:
@@ -144,6 +143,94 @@ def test_a_row_is_the_same_alone_and_in_any_batch(tiny: Callable[..., LanguageMo
     together = _decode(model, prompts, bank, len(prompts), new_tokens)
     for prompt, row in zip(prompts, together, strict=True):
         assert_same_row(row, _decode(model, [prompt], bank, 1, new_tokens)[0])
+
+
+SIZES = {
+    "_FREE_SHARE": st.sampled_from([0.01, 1 / 6, 0.6]),
+    "_SPARE_SLOTS": st.integers(0, 5),
+    "_WORTH_DROPPING": st.integers(1, 5),
+    "_PREFILL_TOKENS": st.integers(1, 40),
+    "_LEAST_CHUNK": st.integers(1, 5),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_row_is_the_same_alone_and_in_any_queue(tiny: Callable[..., LanguageModel], data: st.DataObject) -> None:
+    model = tiny(data.draw(st.sampled_from(["llama", "gemma3", "gpt2", "bloom"])), eos=MANY_EOS)
+    bank = random_bank(model)
+    tokens = st.lists(st.integers(45, VOCAB - 1), min_size=1, max_size=14)
+    prompts = data.draw(st.lists(tokens, min_size=2, max_size=9))
+    limits = [data.draw(st.integers(1, 9)) for _ in prompts]
+    sampling = data.draw(st.sampled_from([Sampling(), Sampling(1.0)]))
+    look = data.draw(st.integers(1, 4))
+
+    def queue(chosen: Sequence[int], width: int) -> list[Decoded]:
+        return decode(
+            model,
+            [prompts[row] for row in chosen],
+            max_new_tokens=[limits[row] for row in chosen],
+            sampling=sampling,
+            seeds=list(chosen),
+            bank=bank,
+            width=width,
+        )
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(decode_module, "_steps_between_looks", lambda _device: look)
+        if data.draw(st.booleans(), "recurrent layers"):
+            patched.setattr(decode_module, "can_share", lambda _model: False)
+        for name, sizes in SIZES.items():
+            patched.setattr(decode_module, name, data.draw(sizes, name))
+        together = queue(range(len(prompts)), data.draw(st.integers(1, len(prompts))))
+    for number, row in enumerate(together):
+        assert len(row.response_ids) <= limits[number]
+        assert_same_row(row, queue([number], 1)[0])
+
+
+def test_slots_of_rows_that_ended_are_given_to_waiting_ones(
+    tiny: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llama", eos=())
+    shapes: list[tuple[int, ...]] = []
+    real = LanguageModel.forward
+    monkeypatch.setattr(
+        LanguageModel,
+        "forward",
+        lambda self, **inputs: shapes.append(tuple(inputs["input_ids"].shape)) or real(self, **inputs),
+    )
+    prompts = [[50 + row] * (9 - row) for row in range(5)]
+    told: list[int] = []
+    decode(
+        model,
+        prompts,
+        max_new_tokens=[4, 1, 2, 1, 3],
+        sampling=Sampling(),
+        seeds=[0] * 5,
+        width=2,
+        on_row=lambda row, _decoded: told.append(row),
+    )
+    first, joining = [(2, 9), (2, 1)], [(1, 7), (2, 1), (2, 1), (1, 6), (2, 1), (1, 5)]
+    assert shapes == [*first, *joining, (1, 1), (1, 1), (1, 1)]
+    assert told == [1, 2, 0, 3, 4]
+
+
+def test_what_a_broken_row_left_in_its_slot_harms_no_later_one(tiny: Callable[..., LanguageModel]) -> None:
+    model = tiny("llama", eos=())
+    table = model.module.model.embed_tokens.weight
+    kept = table[99].clone()
+    prompts = [[60, 99, 61, 62, 63, 64, 65], [70, 71, 72, 73], [80, 81], [90]]
+    given = {"sampling": Sampling(), "seeds": [0] * 4, "bank": random_bank(model)}
+    with torch.no_grad():
+        table[99] = torch.inf
+        try:
+            rows = decode(model, prompts, max_new_tokens=[1, 9, 3, 3], width=2, **given)
+        finally:
+            table[99] = kept
+    assert rows[0].trace is not None
+    assert not np.isfinite(rows[0].trace.norms).all()
+    for prompt, row in zip(prompts[1:], rows[1:], strict=True):
+        assert_same_row(row, _decode(model, [prompt], given["bank"], 1, len(row.response_ids))[0])
 
 
 def test_replay_gives_what_decode_gave(tiny: Callable[..., LanguageModel]) -> None:

@@ -38,8 +38,10 @@ def _expected(sampling: Sampling) -> np.ndarray:
 def test_frequencies_pass_a_chi_square_test(sampling: Sampling) -> None:
     n_rows = 20_000
     seeds = [row_seed(0, (1, 2, 3), sample) for sample in range(n_rows)]
-    chooser = TokenChooser(sampling, seeds, n_steps=1)
-    tokens, logprobs = chooser.choose(LOGITS.expand(n_rows, -1), range(n_rows), 0)
+    chooser = TokenChooser(sampling, seeds, 1, torch.device("cpu"))
+    tokens, logprobs = chooser.choose(
+        LOGITS.expand(n_rows, -1), torch.arange(n_rows), torch.zeros(n_rows, dtype=torch.long)
+    )
     counts = np.bincount(tokens.numpy(), minlength=len(LOGITS))
     expected = _expected(sampling)
     assert counts[expected == 0].sum() == 0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from traitscope.model.sampling import Sampling
-from traitscope.run.batching import make_batches, make_shards
+from traitscope.run.batching import SHARD_BYTES, make_batches, make_shards
 from traitscope.run.engine import GenerationTask
 from traitscope.suite.rendering import Rendered
 
@@ -26,16 +26,16 @@ def test_every_generation_is_in_one_batch_of_one_shard(
     tasks: list[tuple[int, float]], width: int, shard_size: int | None, seconds: float | None
 ) -> None:
     asked = [_task(number, *given) for number, given in enumerate(tasks)]
-    batches = make_batches(asked, width)
+    batches = make_batches(asked)
     for batch in batches:
-        assert 1 <= len(batch) <= width
         assert len({task.sampling for task in batch}) == 1
         assert [task.n_prompt for task in batch] == sorted((task.n_prompt for task in batch), reverse=True)
     shards = make_shards(
         batches,
         ["long"],
+        width=width,
         shard_size=shard_size,
-        seconds_per_batch=seconds,
+        seconds_per_turn=seconds,
         bytes_of=lambda task: 1000 * (task.n_prompt + 10),
     )
     found = [generation for shard in shards for batch in shard.batches for generation in batch]
@@ -44,11 +44,14 @@ def test_every_generation_is_in_one_batch_of_one_shard(
 
 
 def test_a_shard_is_closed_before_its_captures_fill_the_memory() -> None:
-    batches = make_batches([_task(number, 90, 0.0) for number in range(100)], 10)
-    shards = make_shards(batches, [], shard_size=None, seconds_per_batch=0.001, bytes_of=lambda _task: 12_000_000 // 20)
+    batches = make_batches([_task(number, 90, 0.0) for number in range(100)])
+    shards = make_shards(
+        batches, [], width=10, shard_size=None, seconds_per_turn=0.001, bytes_of=lambda _task: SHARD_BYTES // 20
+    )
     assert [shard.n_generations for shard in shards] == [20] * 5
+    assert [len(shard.batches) for shard in shards] == [1] * 5
 
 
 def test_a_run_of_nothing_but_long_prompts_has_a_shard_that_records_them() -> None:
-    (shard,) = make_shards([], ["a", "b"], shard_size=None, seconds_per_batch=None, bytes_of=lambda _task: 1)
+    (shard,) = make_shards([], ["a", "b"], width=3, shard_size=None, seconds_per_turn=None, bytes_of=lambda _task: 1)
     assert (shard.batches, shard.too_long) == ((), ("a", "b"))

@@ -36,7 +36,7 @@ def _failing_decode(error: Exception, widest: int | None = None) -> Callable[...
     real = engine_module.decode
 
     def decode(model: LanguageModel, prompts: Sequence[Sequence[int]], **kwargs: Any) -> Any:
-        if widest is not None and len(prompts) > widest:
+        if widest is not None and kwargs["width"] > widest:
             raise error
         if widest is None and any(POISON in prompt for prompt in prompts):
             raise error
@@ -49,7 +49,7 @@ def test_a_row_that_raises_fails_alone(tiny: Callable[..., LanguageModel], monke
     model = tiny("llama")
     tasks = _tasks(8, poisoned=[2, 7])
     monkeypatch.setattr(engine_module, "decode", _failing_decode(ValueError("bad\nrow")))
-    outcomes = Engine(model, _vectors(model)).run_batch(tasks)
+    outcomes = Engine(model, _vectors(model), width=8).run_batch(tasks)
     assert [outcome.generation for outcome in outcomes] == [task.id for task in tasks]
     assert [outcome.status == "failed" for outcome in outcomes] == [n in (2, 7) for n in range(8)]
     assert outcomes[2].error == "ValueError: bad"
@@ -63,15 +63,15 @@ def test_memory_that_runs_out_narrows_this_and_later_batches(
     failing = _failing_decode(torch.OutOfMemoryError("no room"), widest=2)
 
     def decode(model: LanguageModel, prompts: Sequence[Sequence[int]], **kwargs: Any) -> Any:
-        widths.append(len(prompts))
+        widths.append(kwargs["width"])
         return failing(model, prompts, **kwargs)
 
     monkeypatch.setattr(engine_module, "decode", decode)
-    engine = Engine(model, _vectors(model))
+    engine = Engine(model, _vectors(model), width=8)
     assert {outcome.status for outcome in engine.run_batch(_tasks(8))} == {"ok"}
     widths.clear()
     assert {outcome.status for outcome in engine.run_batch(_tasks(6))} == {"ok"}
-    assert widths == [2, 2, 2]
+    assert widths == [2]
 
 
 def test_states_that_are_not_finite_fail_their_row_only(
@@ -83,7 +83,7 @@ def test_states_that_are_not_finite_fail_their_row_only(
     with torch.no_grad():
         table[POISON] = torch.inf
     try:
-        outcomes = Engine(model, _vectors(model)).run_batch(_tasks(3, poisoned=[1]))
+        outcomes = Engine(model, _vectors(model), width=8).run_batch(_tasks(3, poisoned=[1]))
     finally:
         with torch.no_grad():
             table[POISON] = kept
@@ -95,7 +95,7 @@ def test_given_responses_are_replayed(tiny: Callable[..., LanguageModel]) -> Non
     model = tiny("llama")
     prompt = Rendered((60, 61), ("user",) * 2, (0,) * 2)
     task = GenerationTask("g", prompt, (70, 71, 72), 0, Sampling(), None, frozenset({"trait0"}), (0,))
-    outcome = Engine(model, _vectors(model)).run_batch([task])[0]
+    outcome = Engine(model, _vectors(model), width=8).run_batch([task])[0]
     assert outcome.captured is not None
     assert outcome.captured.tokens.token_id == [60, 61, 70, 71, 72]
     assert outcome.captured.trace.n_positions == 5

@@ -21,7 +21,7 @@ from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling
 from traitscope.run import pace as pace_module
-from traitscope.run.batching import make_batches, run_prefix
+from traitscope.run.batching import make_batches, run_prefix, turns
 from traitscope.run.engine import Engine, GenerationTask
 from traitscope.run.estimate import Setting, estimate, generation_seconds
 from traitscope.run.pace import Pace, measured_pace, remember_pace, remembered_pace
@@ -55,8 +55,8 @@ def test_the_width_is_the_smallest_that_gets_the_rows_done_about_as_soon_as_any(
     pace = _pace()
 
     def seconds(width: int) -> float:
-        batches = make_batches([_task(n, [1]) for n in range(n_rows)], width)
-        return sum(pace.step(len(batch), 0) for batch in batches)
+        (batch,) = make_batches([_task(n, [1]) for n in range(n_rows)])
+        return sum(pace.step(len(turn), 0) for turn in turns(batch, width))
 
     width = pace.best_width(n_rows, most)
     assert 1 <= width <= most
@@ -91,7 +91,7 @@ def test_context_makes_steps_and_prefill_longer() -> None:
 def test_shared_tokens_are_paid_once_in_the_estimate() -> None:
     prefix = list(range(40))
     tasks = [_task(n, [*prefix, 100 + n, 7]) for n in range(4)]
-    seconds = generation_seconds(_pace(), tasks, make_batches(tasks, 4), 3)
+    seconds = generation_seconds(_pace(), tasks, make_batches(tasks), 3)
     prefix_once, rests, steps = 40 * 0.1, 1.2, 10 * 1.2  # the rests are so short that they cost a step
     assert seconds == pytest.approx(prefix_once + rests + steps)
 
@@ -104,7 +104,8 @@ def test_the_estimate_counts_the_tokens_that_the_forward_passes_then_read(tiny: 
     per_token = _pace(widths=(1, 5), step_seconds=(1.0, 5.0), prefill_seconds=1.0)
     predicted = generation_seconds(per_token, tasks, [tuple(tasks)], 3)
     before = model.meter.work()
-    Engine(model, [random_vectors(model, number) for number in range(3)], run_prefix=run_prefix(tasks)).run_batch(tasks)
+    vectors = [random_vectors(model, number) for number in range(3)]
+    Engine(model, vectors, width=5, run_prefix=run_prefix(tasks)).run_batch(tasks)
     work = model.meter.work() - before
     assert work.tokens == predicted
     assert work.passes == 1 + 1 + 6
@@ -131,7 +132,7 @@ def test_shared_tokens_are_kept_once_on_disk(tiny: Callable[..., LanguageModel])
     shared = [_task(n, [*range(200), 300 + n]) for n in range(4)]
     apart = [_task(n, [900 + n, *range(1, 200), 300 + n]) for n in range(4)]
     setting = Setting(facts, torch.float32, 1, 7, _pace())
-    sizes = [estimate(setting, tasks, make_batches(tasks, 4)).disk_bytes for tasks in (shared, apart)]
+    sizes = [estimate(setting, tasks, make_batches(tasks), 4).disk_bytes for tasks in (shared, apart)]
     assert sizes[1] - sizes[0] == pytest.approx(3 * 200 * (3 * 2 * 1.75 + 7 / 2 * 3.3), abs=1)
 
 
@@ -146,7 +147,7 @@ def test_memory_is_what_the_process_holds_and_the_larger_of_a_batch_and_its_proo
         tasks = [_task(n, [*range(19), 100 + n], 1) for n in range(n_rows)]
         n_read = 20 if n_rows == 1 else 1
         batch = n_rows * (facts.bytes_per_row(21, 4, n_read) + captured)
-        found = estimate(setting, tasks, make_batches(tasks, n_rows))
+        found = estimate(setting, tasks, make_batches(tasks), n_rows)
         assert found.memory_bytes == 1000 + max(batch, verifying)
         assert found.total_seconds == pytest.approx((found.seconds or 0) + 5.0)
 
@@ -156,7 +157,7 @@ def test_splitting_open_layers_costs_replays_up_to_the_last_of_them(tiny: Callab
     opened = OpenLayers({0: ("neurons",)})
     tasks = [replace(_task(n, [*range(90), 100 + n], 9), opened=opened) for n in range(MOST_GENERATIONS + 5)]
     tasks.append(_task(1000, [*range(91)], 9))
-    found = estimate(Setting(facts, torch.float32, 1, 7, _pace()), tasks, make_batches(tasks, 4))
+    found = estimate(Setting(facts, torch.float32, 1, 7, _pace()), tasks, make_batches(tasks), 4)
     assert found.total_seconds is not None
     assert found.seconds is not None
     splitting = MOST_GENERATIONS * 100 * 0.1 / facts.n_layers

@@ -22,8 +22,9 @@ def asked(temperature: float, top_p: float, top_k: int) -> Asked:
 @pytest.mark.parametrize("top_k", [0, 1, 20])
 def test_what_the_sampler_draws_lies_in_its_interval(temperature: float, top_p: float, top_k: int) -> None:
     logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(0)) * 3
-    chooser = TokenChooser(Sampling(temperature, top_p, top_k), [7], 200)
-    tokens = np.array([int(chooser.choose(logits[step : step + 1], [0], step)[0]) for step in range(200)])
+    chooser = TokenChooser(Sampling(temperature, top_p, top_k), [7], 200, torch.device("cpu"))
+    row = torch.tensor([0])
+    tokens = np.array([int(chooser.choose(logits[step : step + 1], row, row + step)[0]) for step in range(200)])
     exact, settings, uniforms = logits.double().numpy(), asked(temperature, top_p, top_k), row_uniforms_again(7, 200)
     assert draw_distances(exact, tokens, uniforms, settings, EPS).max() < 1e-6
     if top_k != 1 and top_p > 0.3:  # otherwise many draws leave no choice

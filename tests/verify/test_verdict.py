@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,13 +141,13 @@ def the_second_best_token_chosen_once(decode: Any, model: LanguageModel, prompts
     real, done = TokenChooser.choose, []
     least = read_limits(str(model.dtype).removeprefix("torch.")).cells["argmax"]
 
-    def choose(self: TokenChooser, logits: torch.Tensor, rows: Sequence[int], step: int) -> Any:
-        tokens, logprobs = real(self, logits, rows, step)
+    def choose(self: TokenChooser, logits: torch.Tensor, rows: torch.Tensor, steps: torch.Tensor) -> Any:
+        tokens, logprobs = real(self, logits, rows, steps)
         best = logits.float().topk(2)
         gaps = (best.values[:, 0] - best.values[:, 1]) / logits.float().std(dim=-1)
         row = int(gaps.argmax())
         if not done and gaps[row] > least.ceiling + least.usual:
-            done.append(step)
+            done.append(row)
             tokens[row] = best.indices[row, 1]
             logprobs[row] = best.values[row, 1] - logits[row].float().logsumexp(-1)
         return tokens, logprobs

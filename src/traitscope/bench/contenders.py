@@ -26,7 +26,7 @@ from traitscope.model.embedded import embedded_directory, embedded_weights_direc
 from traitscope.model.loading import LanguageModel
 from traitscope.model.source import ModelSource
 from traitscope.run.batching import make_batches, run_prefix
-from traitscope.run.engine import GenerationTask
+from traitscope.run.engine import GenerationTask, even_width
 from traitscope.suite.file import LoadedSuite
 
 
@@ -139,15 +139,15 @@ def ours(
     started = time.perf_counter()
     prefix = RunPrefix(run_prefix(tasks))
     lengths: list[int] = []
-    for batch in make_batches(tasks, width):
-        first = batch[0]
+    for batch in make_batches(tasks):
         rows = decode(
             endless,
             [task.prompt.token_ids for task in batch],
-            max_new_tokens=first.max_new_tokens,
-            sampling=first.sampling,
+            max_new_tokens=[task.max_new_tokens for task in batch],
+            sampling=batch[0].sampling,
             seeds=[task.seed or 0 for task in batch],
             bank=bank,
+            width=even_width(len(batch), width),
             run_prefix=prefix,
         )
         lengths += [len(row.response_ids) for row in rows]

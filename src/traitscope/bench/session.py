@@ -38,7 +38,7 @@ from traitscope.bench.workload import (
     workload_of,
 )
 from traitscope.model.loading import LanguageModel, load_source
-from traitscope.run.batching import make_batches
+from traitscope.run.batching import make_batches, turns
 from traitscope.run.engine import GenerationTask
 from traitscope.run.pace import remembered_pace
 from traitscope.run.prepare import Prepared, prepare
@@ -280,7 +280,7 @@ class _Session:
         return [{**asdict(grouping), "seconds": seconds} for seconds, grouping in tried]
 
     def _paired_batches(self) -> list[Sequence[GenerationTask]]:
-        widest = make_batches(self._workload.tasks, _PAIRED_WIDTH)[0]
+        widest = turns(make_batches(self._workload.tasks)[0], _PAIRED_WIDTH)[0]
         return [widest] if len(widest) == 1 else [widest, widest[len(widest) // 2 :][:1]]
 
     def _paired(self, batch: Sequence[GenerationTask]) -> dict[str, Any]:

@@ -78,7 +78,17 @@ class ScoreCapture:
     def __init__(self, bank: ReaderBank, device: torch.device) -> None:
         # Readers as rows in memory: a product with few columns is faster that way.
         self._matrices = [matrix.T for matrix in bank.matrix().to(device).transpose(1, 2).contiguous()]
-        self._pass: _PassColumns | None = None
+        self._device = device
+        self._room: PassRoom | None = None
+        self._reached: set[int] = set()
+
+    def room(self, n_tokens: int) -> PassRoom:
+        """Room for a pass over ``n_tokens``, to be given to ``into`` as often as wanted."""
+        return PassRoom(len(self._matrices), n_tokens, self._matrices[0].shape[1], self._device)
+
+    def into(self, room: PassRoom) -> None:
+        """The next pass is written there, over what it holds; without this, into room of its own."""
+        self._room = room
 
     def observe(self, checkpoint: int, state: torch.Tensor) -> None:
         """Project one checkpoint's ``[tokens, d_model]``; products accumulate in float32."""
@@ -86,34 +96,37 @@ class ScoreCapture:
         matrix = self._matrices[checkpoint]
         if matrix.device != state.device:
             self._matrices[checkpoint] = matrix = matrix.to(state.device)
-        if self._pass is None:
-            self._pass = _PassColumns(len(self._matrices), state, matrix.shape[1])
-        self._pass.put(checkpoint, state, matrix)
+        if self._room is None:
+            self._room = self.room(state.shape[0])
+        self._reached.add(checkpoint)
+        self._room.put(checkpoint, state, matrix)
 
     def take(self) -> torch.Tensor:
-        """``[n_checkpoints, tokens, 2 * n_traits + 1]`` of the last forward pass, on the first one's device.
+        """``[n_checkpoints, tokens, 2 * n_traits + 1]`` of the last forward pass, in the room that it was written into.
 
         Raises:
             RuntimeError: a checkpoint was not reached since the last call.
         """
-        taken, self._pass = self._pass, None
-        missing = set(range(len(self._matrices))) - (taken.reached if taken is not None else set())
-        if missing or taken is None:
+        room, self._room = self._room, None
+        missing, self._reached = set(range(len(self._matrices))) - self._reached, set()
+        if missing or room is None:
             raise RuntimeError(f"the forward pass did not reach checkpoints {sorted(missing)}")
-        return torch.cat([taken.products, taken.norms.unsqueeze(-1)], dim=-1)
+        return room.columns
 
 
-class _PassColumns:
-    """Room for what one forward pass gives, so that each checkpoint costs two operations and no copy."""
+class PassRoom:
+    """Room for what one forward pass gives, so that each checkpoint costs two operations and no copy.
 
-    def __init__(self, n_checkpoints: int, state: torch.Tensor, n_readers: int) -> None:
-        self.products = state.new_empty(n_checkpoints, state.shape[0], n_readers)
-        self.norms = state.new_empty(n_checkpoints, state.shape[0])
-        self.reached: set[int] = set()
-        self._products, self._norms = self.products.unbind(), self.norms.unbind()
+    ``columns`` is ``[n_checkpoints, tokens, 2 * n_traits + 1]`` float32, norms last.
+    """
+
+    def __init__(self, n_checkpoints: int, n_tokens: int, n_readers: int, device: torch.device) -> None:
+        self.columns = torch.empty(n_checkpoints, n_tokens, n_readers + 1, device=device)
+        self.n_tokens = n_tokens
+        self._products, self._norms = self.columns[..., :-1].unbind(), self.columns[..., -1].unbind()
 
     def put(self, checkpoint: int, state: torch.Tensor, matrix: torch.Tensor) -> None:
-        self.reached.add(checkpoint)
+        """Write ``state`` ``[tokens, d_model]`` times ``matrix`` ``[d_model, n_readers]`` and its norms."""
         products, norms = self._products[checkpoint], self._norms[checkpoint]
         if state.device == norms.device:
             torch.mm(state, matrix, out=products)

@@ -1,23 +1,46 @@
-"""Batched generation with a KV cache, projecting the residual stream during the same forward passes."""
+"""Batched generation with a KV cache, projecting the residual stream during the same forward passes.
+
+Of a queue of prompts some are in flight, each in a slot of the batch. Where a cache of plain keys and values allows it,
+the slots of finished rows are given to waiting prompts: they are read in a pass of their own and join the others in the
+cache, all rows ending in the same slot of it, padded on the left.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
-from traitscope.model.capture import ReaderBank, ScoreCapture, Trace, capturing
-from traitscope.model.kv_cache import KeysAndValues, begin_rows, can_share, keys_and_values, new_cache
+from traitscope.model.capture import PassRoom, ReaderBank, ScoreCapture, Trace, capturing
+from traitscope.model.kv_cache import (
+    KeysAndValues,
+    begin_rows,
+    can_share,
+    drop_front,
+    keys_and_values,
+    new_cache,
+    put_rows,
+)
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling, TokenChooser
-from traitscope.model.sharing import Sharing, shared_by
+from traitscope.model.sharing import Sharing, nothing_shared, shared_by
 from traitscope.model.steering import Pushes, Steering, pushing, steers_prompt
 
-_FLUSH_STEPS = 32
-_COMPACT_SHARE = 0.25
+_FREE_SHARE = 1 / 6
+"""Of the slots: so many are free before rows join or the batch narrows, since either costs a pass or a copy."""
+_SPARE_SLOTS = 64
+"""How many steps the cache has room for beyond the longest row, before what no row needs is dropped from its front."""
+_WORTH_DROPPING = 32
+_PREFILL_TOKENS = 8192
+"""Tokens that one pass over prompts reads at most, padding included; longer ones are read in chunks."""
+_LEAST_CHUNK = 64
+_STEPS_BETWEEN_LOOKS = 8
 
 
 @dataclass(frozen=True)
@@ -61,15 +84,17 @@ def decode(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     sampling: Sampling,
     seeds: Sequence[int],
     bank: ReaderBank | None = None,
+    width: int | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_row: Callable[[int, Decoded], None] | None = None,
     run_prefix: RunPrefix | None = None,
     steering: Sequence[Steering | None] | None = None,
 ) -> list[Decoded]:
-    """Generate from ``prompts`` in one batch.
+    """Generate from ``prompts``, some at a time, those with the longest prompts first.
 
     What prompts begin with together is read once, and so is a prompt that several rows continue. Every
     generated token, the last one included, is fed back once, so that the trace has a row for the state that
@@ -77,11 +102,14 @@ def decode(
 
     Args:
         prompts: token ids of each row, not padded.
-        max_new_tokens: where a row stops that meets no end-of-sequence token.
+        max_new_tokens: where a row stops that meets no end-of-sequence token; one for all, or one a row.
         seeds: one 64-bit seed a row (``row_seed``); not read when sampling is greedy.
         bank: the traits to project on; None generates without hooks.
-        on_step: told after each step how many rows moved on by a token.
-        run_prefix: kept by the caller from batch to batch of one run.
+        width: how many rows are in flight at most; None for all.
+        on_step: told how many tokens were generated since it was last told.
+        on_row: told each row's number and what became of it, as soon as it has ended; rows that it was told of are
+            safe when a later one fails.
+        run_prefix: kept by the caller from queue to queue of one run.
         steering: what each row is pushed by; where prompts are pushed, nothing is shared between rows.
     """
     watching = capturing(model.module, model.anatomy, bank, model.device) if bank is not None else nullcontext(None)
@@ -97,24 +125,117 @@ def decode(
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seeds=seeds,
+            width=width,
             capture=capture,
             on_step=on_step,
+            on_row=on_row,
             run_prefix=run_prefix,
             pushes=pushes,
             shares=not steers_prompt(steering),
         )
-        loop.prefill()
         while loop.step():
             pass
         return loop.results()
 
 
+@dataclass
+class _Row:
+    """One prompt of the queue and what came of it so far."""
+
+    prompt: tuple[int, ...]
+    limit: int
+    response: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    columns: list[np.ndarray] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+    @property
+    def n_left(self) -> int:
+        return self.limit - len(self.response)
+
+    def append(self, tokens: Sequence[int], logprobs: Sequence[float], eos_token_ids: frozenset[int]) -> int:
+        """Take in newly chosen tokens up to the one that ends the row; returns how many those were."""
+        before = len(self.response)
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            if self.ended:
+                break
+            self.response.append(token)
+            self.logprobs.append(logprob)
+            self.ended = token in eos_token_ids or self.n_left <= 0
+        return len(self.response) - before
+
+    def decoded(self) -> Decoded:
+        trace = Trace.from_columns(np.concatenate(self.columns, axis=1)) if self.columns else None
+        self.columns.clear()
+        return Decoded(self.response, np.array(self.logprobs, dtype=np.float32), trace)
+
+
+@dataclass
+class _Flight:
+    """The rows that are in flight together.
+
+    Attributes:
+        rows: which row of the queue is in each slot of the batch; one that has ended leaves its slot free.
+        cache: keys and values of ``length`` tokens in each slot, the last ones of all rows side by side.
+        mask: ``[batch, capacity]`` int64, 1 where the cache holds a token of the row.
+        positions: ``[batch]`` int64, of the next token of each row.
+        logits: ``[batch, vocab]``, what the next token of each row is chosen from.
+        numbers, chosen: ``[batch]`` int64, ``rows`` and how many tokens were chosen for each.
+    """
+
+    rows: list[int]
+    cache: DynamicCache
+    mask: torch.Tensor
+    length: int
+    positions: torch.Tensor
+    logits: torch.Tensor
+    numbers: torch.Tensor
+    chosen: torch.Tensor
+
+    @property
+    def capacity(self) -> int:
+        return self.mask.shape[1]
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Keep these slots of the batch, any of them more than once."""
+        kept = torch.tensor(list(slots), device=self.mask.device)
+        self.cache.batch_select_indices(kept)
+        self.rows = [self.rows[slot] for slot in slots]
+        self.mask, self.positions, self.logits = self.mask[kept], self.positions[kept], self.logits[kept]
+        self.numbers, self.chosen = self.numbers[kept], self.chosen[kept]
+
+    def drop_front(self, n_slots: int) -> None:
+        """Forget what the first ``n_slots`` slots of the cache hold, which no row that goes on still needs."""
+        drop_front(self.cache, n_slots)
+        self.mask = torch.cat([self.mask[:, n_slots:], self.mask.new_zeros(len(self.rows), n_slots)], dim=1)
+        self.length -= n_slots
+
+    def put(self, slots: Sequence[int], joining: _Flight) -> None:
+        """Give ``slots`` to the rows of another flight, whose cache is no longer than this one's."""
+        where = torch.tensor(list(slots), device=self.mask.device)
+        put_rows(self.cache, where, joining.cache)
+        self.mask[where] = 0
+        self.mask[where, self.length - joining.length : self.length] = joining.mask[:, : joining.length]
+        for slot, row in zip(slots, joining.rows, strict=True):
+            self.rows[slot] = row
+        for own, given in (
+            (self.positions, joining.positions),
+            (self.logits, joining.logits),
+            (self.numbers, joining.numbers),
+            (self.chosen, joining.chosen),
+        ):
+            own[where] = given
+
+
 class DecodeLoop:
-    """One batch on its way through the model, a step at a time; ``decode`` runs it to its end.
+    """A queue of prompts on its way through the model, a step at a time; ``decode`` runs it to its end.
 
     The hooks of ``capture`` (``capturing``) and the packed layers (``model.linears.in_use``) are the caller's to put
     in place around ``prefill`` and ``step``.
-    ``_rows[i]`` is the row that slot i of the batch works on.
     """
 
     def __init__(
@@ -122,77 +243,171 @@ class DecodeLoop:
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         sampling: Sampling,
         seeds: Sequence[int],
+        width: int | None = None,
         capture: ScoreCapture | None = None,
         on_step: Callable[[int], None] | None = None,
+        on_row: Callable[[int, Decoded], None] | None = None,
         run_prefix: RunPrefix | None = None,
         pushes: Pushes | None = None,
         shares: bool = True,
     ) -> None:
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
         self._model = model
-        self._max_new_tokens = max_new_tokens
-        self._chooser = TokenChooser(sampling, seeds, max_new_tokens)
-        self._on_step = on_step
+        self._rows = [_Row(tuple(prompt), limit) for prompt, limit in zip(prompts, limits, strict=True)]
+        self._waiting = deque(sorted(range(len(prompts)), key=lambda row: -len(prompts[row])))
+        self._width = width or len(prompts)
+        self._chooser = TokenChooser(sampling, seeds, max(limits, default=0), model.device)
+        self._on_step, self._on_row = on_step, on_row
         self._run_prefix = run_prefix or RunPrefix()
         self._pushes, self._shares = pushes, shares
-        self._sharing = _sharing(model, prompts, self._run_prefix) if shares else _nothing_shared(prompts)
-        self._columns = _ColumnStore(prompts, capture) if capture is not None else None
-        self._rows = list(range(len(prompts)))
-        self._responses: list[list[int]] = [[] for _ in prompts]
-        self._logprobs: list[list[float]] = [[] for _ in prompts]
+        self._plain_cache = can_share(model)
+        self._flight: _Flight | None = None
+        self._unseen = _Unseen(capture, _steps_between_looks(model.device))
+        self._capture = capture
+        self._until_look = 1
+        self._pushed: list[int] = []
+        self._decoded: dict[int, Decoded] = {}
 
     @torch.inference_mode()
     def prefill(self) -> None:
-        """Read the prompts: (1) what they begin with, once; (2) the rest of each; (3) a cache row a generation."""
-        sharing = self._sharing
-        prefix = self._read_prefix() if sharing.n_prefix else None
-        input_ids, self._mask = _left_padded(sharing.distinct, self._model.device)
-        self._cache = new_cache(self._model, input_ids.shape[1] + self._max_new_tokens)
-        if prefix is not None:
-            begin_rows(self._cache, prefix.states, sharing.shifts)
-        if self._pushes is not None and not self._shares:
-            self._pushes.prompts(self._rows, self._position_ids(), self._mask)
-        self._logits = self._forward(input_ids[:, sharing.n_prefix :])
-        if self._columns is not None:
-            self._columns.keep_prefill(sharing, None if prefix is None else prefix.columns)
-        if len(sharing.distinct) < len(sharing.source):
-            self._select(list(sharing.source))
+        """Read the first of the waiting prompts, as many as may be in flight."""
+        rows = [self._waiting.popleft() for _ in range(min(self._width, len(self._waiting)))]
+        self._flight = self._read(rows, self._capacity([self._rows[row] for row in [*rows, *self._waiting]]))
+        self._settled(self._flight)
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Choose a token for every row and feed it; False when no row has a token left to generate."""
-        tokens, logprobs = self._chooser.choose(self._logits, self._rows, self._n_steps)
-        running = self._record(tokens.tolist(), logprobs.tolist())
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
-        if self._pushes is not None:
-            self._pushes.responses(self._rows)
-        self._logits = self._forward(tokens[:, None])
-        if self._columns is not None:
-            self._columns.keep_step(self._rows, self._responses)
-        if self._on_step is not None:
-            self._on_step(len(running))
-        running = [slot for slot in running if not self._done(self._rows[slot])]
-        if running and len(self._rows) - len(running) >= _COMPACT_SHARE * len(self._rows):
-            self._select(running)
-            self._rows = [self._rows[slot] for slot in running]
-        return bool(running)
+        """Choose a token for every row in flight and feed it; False when no row has a token left to generate."""
+        if self._flight is None:
+            self.prefill()
+        flight = self._flight
+        assert flight is not None
+        tokens, logprobs = self._chooser.choose(flight.logits, flight.numbers, flight.chosen)
+        self._feed(flight, tokens)
+        self._unseen.add(tokens, logprobs)
+        if self._unseen.n_steps == self._until_look:
+            self._look(flight)
+            self._reseat(flight)
+        return self._flight is not None or bool(self._waiting)
 
     def results(self) -> list[Decoded]:
         """What was generated, in the order of the prompts."""
-        traces = self._columns.traces() if self._columns is not None else [None] * len(self._responses)
-        return [
-            Decoded(response, np.array(logprobs, dtype=np.float32), trace)
-            for response, logprobs, trace in zip(self._responses, self._logprobs, traces, strict=True)
-        ]
+        return [self._decoded[row] for row in range(len(self._rows))]
 
-    @property
-    def _n_steps(self) -> int:
-        return max(map(len, self._responses))
+    def _capacity(self, rows: Sequence[_Row]) -> int:
+        """How many slots a cache needs for rows that are in flight now or later."""
+        if not self._plain_cache:
+            return max(len(row.prompt) for row in rows) + max(row.limit for row in rows)
+        longest = max(len(row.prompt) + row.limit for row in rows)
+        spare = longest + _SPARE_SLOTS
+        # Some models keep a causal mask of their own, no wider than their context.
+        return max(longest, min(spare, self._model.context_length or spare))
 
-    def _read_prefix(self) -> ReadPrefix:
-        token_ids = self._sharing.distinct[0][: self._sharing.n_prefix]
+    def _feed(self, flight: _Flight, tokens: torch.Tensor) -> None:
+        flight.mask[:, flight.length] = 1
+        flight.length += 1
+        self._unseen.make_room(len(flight.rows))
+        flight.logits = self._forward(
+            flight.cache, tokens[:, None], flight.mask[:, : flight.length], flight.positions[:, None]
+        )
+        flight.positions = flight.positions + 1
+        if self._model.context_length is not None:
+            flight.positions.clamp_max_(self._model.context_length - 1)  # of rows that have ended
+        flight.chosen = flight.chosen + 1
+
+    def _look(self, flight: _Flight) -> None:
+        """See what was generated since the last look: which tokens, which rows have ended."""
+        n_new = self._unseen.hand_out([self._rows[row] for row in flight.rows], self._model.eos_token_ids)
+        if self._on_step is not None:
+            self._on_step(n_new)
+        for number in flight.rows:
+            row = self._rows[number]
+            if row.ended and number not in self._decoded:
+                self._decoded[number] = row.decoded()
+                if self._on_row is not None:
+                    self._on_row(number, self._decoded[number])
+
+    def _reseat(self, flight: _Flight) -> None:
+        """Give the slots of rows that have ended to waiting ones, or take them out, once there are enough of them."""
+        free = [slot for slot, row in enumerate(flight.rows) if self._rows[row].ended]
+        enough = math.ceil(_FREE_SHARE * len(flight.rows))
+        if len(free) == len(flight.rows):
+            self._flight = None
+            return
+        if self._waiting and self._plain_cache:
+            if len(free) >= min(enough, len(self._waiting)):
+                self._join(flight, free)
+        elif len(free) >= enough:
+            flight.select([slot for slot in range(len(flight.rows)) if slot not in free])
+        self._settled(flight)
+
+    def _join(self, flight: _Flight, free: Sequence[int]) -> None:
+        rows = [self._waiting.popleft() for _ in range(min(len(free), len(self._waiting)))]
+        joining = self._read(rows, capacity=0)
+        spare = flight.length - self._needed(flight, rows)
+        if spare >= _WORTH_DROPPING:
+            flight.drop_front(spare)
+        flight.put(free[: len(rows)], joining)
+
+    def _needed(self, flight: _Flight, joining: Sequence[int] = ()) -> int:
+        """The slots of the cache that rows still need: those in flight, those that join and those that wait."""
+        running = [self._rows[row].n_tokens for row in flight.rows if not self._rows[row].ended]
+        return max([*running, *(len(self._rows[row].prompt) for row in [*joining, *list(self._waiting)[:1]])])
+
+    def _settled(self, flight: _Flight) -> None:
+        """What holds until the next look, now that it is known which rows are in flight."""
+        running = [row for row in map(self._rows.__getitem__, flight.rows) if not row.ended]
+        needed = self._needed(flight)
+        self._until_look = min(self._unseen.most_steps, flight.capacity - needed, *(row.n_left for row in running))
+        if flight.length + self._until_look > flight.capacity:
+            flight.drop_front(flight.length - needed)
+        if self._pushes is not None and self._pushed != flight.rows:
+            self._pushes.responses(flight.rows)
+            self._pushed = list(flight.rows)
+
+    def _read(self, rows: Sequence[int], capacity: int) -> _Flight:
+        """Read prompts: (1) what they begin with, once; (2) the rest of each; (3) a slot for each row."""
+        prompts = [self._rows[row].prompt for row in rows]
+        if self._pushes is not None:
+            self._pushes.nothing()
+            self._pushed = []
+        sharing = (
+            shared_by(prompts, self._run_prefix.token_ids)
+            if self._plain_cache and self._shares
+            else nothing_shared(prompts)
+        )
+        prefix = self._read_prefix(sharing) if sharing.n_prefix else None
+        input_ids, read = _left_padded(sharing.distinct, self._model.device)
+        length = input_ids.shape[1]
+        cache = new_cache(self._model, max(capacity, length))
+        if prefix is not None:
+            begin_rows(cache, prefix.states, sharing.shifts)
+        logits, columns = self._read_on(cache, input_ids, read, sharing.n_prefix, rows)
+        if columns is not None:
+            self._keep_prompts(rows, sharing, None if prefix is None else prefix.columns, columns)
+        mask = read.new_zeros(len(read), max(capacity, length))
+        mask[:, :length] = read
+        flight = _Flight(
+            rows=list(range(len(sharing.distinct))),
+            cache=cache,
+            mask=mask,
+            length=length,
+            positions=read.sum(dim=1),
+            logits=logits,
+            numbers=read.new_zeros(len(read)),
+            chosen=read.new_zeros(len(read)),
+        )
+        if len(sharing.distinct) < len(rows):
+            flight.select(sharing.source)
+        flight.rows = list(rows)
+        flight.numbers = torch.tensor(flight.rows, device=self._model.device)
+        return flight
+
+    def _read_prefix(self, sharing: Sharing) -> ReadPrefix:
+        token_ids = sharing.distinct[0][: sharing.n_prefix]
         if token_ids != self._run_prefix.token_ids:
             return self._forward_prefix(token_ids)
         if self._run_prefix.read is None:
@@ -200,100 +415,106 @@ class DecodeLoop:
         return self._run_prefix.read
 
     def _forward_prefix(self, token_ids: Sequence[int]) -> ReadPrefix:
-        input_ids, self._mask = _left_padded([token_ids], self._model.device)
-        self._cache = new_cache(self._model, len(token_ids))
-        self._forward(input_ids)
-        columns = None if self._columns is None else self._columns.taken(1)[:, 0]
-        return ReadPrefix(keys_and_values(self._cache), columns)
+        input_ids, mask = _left_padded([token_ids], self._model.device)
+        cache = new_cache(self._model, len(token_ids))
+        _, columns = self._read_on(cache, input_ids, mask, 0, ())
+        return ReadPrefix(keys_and_values(cache), None if columns is None else columns[:, 0])
 
-    def _position_ids(self) -> torch.Tensor:
-        return (self._mask.cumsum(dim=1) - 1).clamp_min(0)
+    def _read_on(
+        self, cache: DynamicCache, input_ids: torch.Tensor, mask: torch.Tensor, start: int, pushed: Sequence[int]
+    ) -> tuple[torch.Tensor, np.ndarray | None]:
+        """Read ``input_ids`` ``[batch, seq]`` from ``start`` on, in chunks where they are long.
 
-    def _forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        position_ids = self._position_ids()[:, -input_ids.shape[1] :]
+        Returns the last logits ``[batch, vocab]`` and the columns ``[n_checkpoints, batch, seq - start, columns]``.
+        """
+        position_ids = (mask.cumsum(dim=1) - 1).clamp_min(0)
+        length = input_ids.shape[1]
+        chunk = max(_LEAST_CHUNK, _PREFILL_TOKENS // len(input_ids)) if self._plain_cache else length
+        columns = []
+        for first in range(start, length, chunk):
+            stop = min(first + chunk, length)
+            here = slice(first, stop)
+            if self._pushes is not None and not self._shares:
+                self._pushes.prompts(pushed, position_ids[:, here], mask[:, here])
+            logits = self._forward(cache, input_ids[:, here], mask[:, :stop], position_ids[:, here])
+            if self._capture is not None:
+                taken = self._capture.take()
+                columns.append(taken.unflatten(1, (len(input_ids), -1)).cpu().numpy())
+        return logits, np.concatenate(columns, axis=2) if columns else None
+
+    def _keep_prompts(
+        self, rows: Sequence[int], sharing: Sharing, of_prefix: np.ndarray | None, fed: np.ndarray
+    ) -> None:
+        """Give every row the columns of its prompt: of the prefix, then of what came after it."""
+        for row, source in zip(rows, sharing.source, strict=True):
+            n_own = len(sharing.distinct[source]) - sharing.n_prefix
+            if of_prefix is not None:
+                self._rows[row].columns.append(of_prefix)
+            self._rows[row].columns.append(fed[:, source, sharing.n_fed - n_own :])
+
+    def _forward(
+        self, cache: DynamicCache, input_ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
         output = self._model.forward(
             input_ids=input_ids,
-            attention_mask=self._mask,
+            attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=self._cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
         return output.logits[:, -1]
 
-    def _done(self, row: int) -> bool:
-        response = self._responses[row]
-        return len(response) >= self._max_new_tokens or (bool(response) and response[-1] in self._model.eos_token_ids)
 
-    def _record(self, tokens: list[int], logprobs: list[float]) -> list[int]:
-        """Append the chosen tokens to the rows that still run; returns their slots."""
-        running = [slot for slot, row in enumerate(self._rows) if not self._done(row)]
-        for slot in running:
-            self._responses[self._rows[slot]].append(tokens[slot])
-            self._logprobs[self._rows[slot]].append(logprobs[slot])
-        return running
+class _Unseen:
+    """What the steps since the last look gave, still on the device."""
 
-    def _select(self, slots: list[int]) -> None:
-        """Keep these slots of the batch, any of them more than once."""
-        kept = torch.tensor(slots, device=self._model.device)
-        self._cache.batch_select_indices(kept)
-        self._mask = self._mask[kept]
-        self._logits = self._logits[kept]
-
-
-def _sharing(model: LanguageModel, prompts: Sequence[Sequence[int]], run_prefix: RunPrefix) -> Sharing:
-    if can_share(model):
-        return shared_by(prompts, run_prefix.token_ids)
-    return _nothing_shared(prompts)
-
-
-def _nothing_shared(prompts: Sequence[Sequence[int]]) -> Sharing:
-    rows = tuple(map(tuple, prompts))
-    return Sharing(rows, tuple(range(len(rows))), n_prefix=0)
-
-
-class _ColumnStore:
-    """Captured columns on their way from the device into one array a row."""
-
-    def __init__(self, prompts: Sequence[Sequence[int]], capture: ScoreCapture) -> None:
+    def __init__(self, capture: ScoreCapture | None, most_steps: int) -> None:
+        self.most_steps = most_steps
         self._capture = capture
-        self._parts: list[list[np.ndarray]] = [[] for _ in prompts]
-        self._waiting: list[tuple[torch.Tensor, list[int], list[bool]]] = []
-        self._n_steps = 0
+        self._tokens: list[torch.Tensor] = []
+        self._logprobs: list[torch.Tensor] = []
+        self._rooms: list[PassRoom] = []
 
-    def taken(self, n_rows: int) -> np.ndarray:
-        """``[n_checkpoints, n_rows, seq, columns]`` of the forward pass that just ran."""
-        columns = self._capture.take()
-        return columns.reshape(columns.shape[0], n_rows, -1, columns.shape[-1]).cpu().numpy()
+    @property
+    def n_steps(self) -> int:
+        return len(self._tokens)
 
-    def keep_prefill(self, sharing: Sharing, of_prefix: np.ndarray | None) -> None:
-        """Give every row the columns of its prompt: of the prefix, then of what came after it."""
-        fed = self.taken(len(sharing.distinct))
-        for row, source in enumerate(sharing.source):
-            n_own = len(sharing.distinct[source]) - sharing.n_prefix
-            if of_prefix is not None:
-                self._parts[row].append(of_prefix)
-            self._parts[row].append(fed[:, source, sharing.n_fed - n_own :])
+    def make_room(self, n_rows: int) -> None:
+        """Tell the capture where to write the next step, whose columns stay until the next look."""
+        if self._capture is None:
+            return
+        if not self._rooms or self._rooms[0].n_tokens != n_rows:
+            self._rooms = [self._capture.room(n_rows) for _ in range(self.most_steps)]
+        self._capture.into(self._rooms[self.n_steps])
 
-    def keep_step(self, rows: list[int], responses: list[list[int]]) -> None:
-        """Keep the state that has read the newest token, for the rows that still had one to read."""
-        self._n_steps += 1
-        fed = [len(responses[row]) == self._n_steps for row in rows]
-        self._waiting.append((self._capture.take(), list(rows), fed))
-        if len(self._waiting) >= _FLUSH_STEPS:
-            self._flush()
+    def add(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
+        """One step's ``[batch]`` tokens and log-probabilities."""
+        if self._capture is not None:
+            self._capture.take()
+        self._tokens.append(tokens)
+        self._logprobs.append(logprobs)
 
-    def _flush(self) -> None:
-        for columns, rows, fed in self._waiting:
-            host = columns.cpu().numpy()
-            for slot, row in enumerate(rows):
-                if fed[slot]:
-                    self._parts[row].append(host[:, slot : slot + 1])
-        self._waiting.clear()
+    def hand_out(self, rows: Sequence[_Row], eos_token_ids: frozenset[int]) -> int:
+        """Give every row what is its own, up to where it ends; returns how many tokens those were."""
+        tokens = torch.stack(self._tokens, dim=1).tolist()
+        logprobs = torch.stack(self._logprobs, dim=1).tolist()
+        columns = [room.columns for room in self._rooms[: self.n_steps]]
+        host = torch.stack(columns, dim=2).cpu().numpy() if columns else None  # [n_checkpoints, batch, steps, columns]
+        n_new = 0
+        for slot, row in enumerate(rows):
+            n_own = row.append(tokens[slot], logprobs[slot], eos_token_ids)
+            if n_own and host is not None:
+                row.columns.append(host[:, slot, :n_own].copy())  # not to keep the other rows' alive
+            n_new += n_own
+        self._tokens.clear()
+        self._logprobs.clear()
+        return n_new
 
-    def traces(self) -> list[Trace]:
-        self._flush()
-        return [Trace.from_columns(np.concatenate(parts, axis=1)) for parts in self._parts]
+
+def _steps_between_looks(device: torch.device) -> int:
+    """Steps between two looks at what was generated: each look waits for an accelerator."""
+    return 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,6 +46,23 @@ class AppendingLayer(DynamicLayer):
             self._room = self._room[0][indices], self._room[1][indices]
             self._show(length)
 
+    def put_rows(self, rows: torch.Tensor, other: AppendingLayer) -> None:
+        """Replace ``rows`` by those of ``other``, so that both end in the same slot."""
+        if self._room is None or other._room is None:
+            return
+        stop, n_slots = self.get_seq_length(), other.get_seq_length()
+        for room, given in zip(self._room, other._room, strict=True):
+            room[rows, :, : stop - n_slots] = 0  # what is masked is still multiplied: by zero, which keeps NaN
+            room[rows, :, stop - n_slots : stop] = given[:, :, :n_slots]
+
+    def drop_front(self, n_slots: int) -> None:
+        """Forget the first ``n_slots`` slots of every row; the others move there."""
+        if self._room is not None:
+            length = self.get_seq_length()
+            for room in self._room:
+                room[:, :, : length - n_slots] = room[:, :, n_slots:length].clone()
+            self._show(length - n_slots)
+
     def _allocated(self, states: torch.Tensor) -> torch.Tensor:
         batch, heads, n_new, d_head = states.shape
         return states.new_empty(batch, heads, max(self._capacity, n_new), d_head)
@@ -70,7 +87,8 @@ def new_cache(model: LanguageModel, capacity: int) -> DynamicCache:
 
 
 def can_share(model: LanguageModel) -> bool:
-    """Whether rows can begin with another row's cache: only where every layer holds plain keys and values.
+    """Whether rows can begin with another row's cache and take the place of another one: only where every layer holds
+    plain keys and values.
 
     Recurrent and compressed states cannot be shifted.
     """
@@ -98,6 +116,18 @@ def begin_rows(cache: DynamicCache, prefix: KeysAndValues, shifts: Sequence[int]
     for layer, states in zip(cache.layers, prefix.layers, strict=True):
         if states is not None:
             layer.update(*(_shifted_rows(state, shifts) for state in states))
+
+
+def put_rows(cache: DynamicCache, rows: torch.Tensor, other: DynamicCache) -> None:
+    """Replace ``rows`` of ``cache`` by those of ``other``, which is no longer; all end in the same slot."""
+    for layer, given in zip(cache.layers, other.layers, strict=True):
+        layer.put_rows(rows, given)
+
+
+def drop_front(cache: DynamicCache, n_slots: int) -> None:
+    """Forget the first ``n_slots`` slots of every row."""
+    for layer in cache.layers:
+        layer.drop_front(n_slots)
 
 
 def begin_branches(cache: DynamicCache, prefix: KeysAndValues, n_rows: int, last_common: int) -> None:

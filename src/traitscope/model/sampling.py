@@ -37,23 +37,29 @@ def row_uniforms(seed: int, n_steps: int) -> np.ndarray:
 class TokenChooser:
     """Next tokens for a batch of rows, and their log-probabilities before any processing."""
 
-    def __init__(self, sampling: Sampling, seeds: Sequence[int], n_steps: int) -> None:
+    def __init__(self, sampling: Sampling, seeds: Sequence[int], n_steps: int, device: torch.device) -> None:
         self._sampling = sampling
         self._processors = _processors(sampling)
-        self._uniforms = None if sampling.greedy else np.stack([row_uniforms(seed, n_steps) for seed in seeds])
+        self._uniforms = None
+        if not sampling.greedy:
+            uniforms = np.stack([row_uniforms(seed, n_steps) for seed in seeds])
+            self._uniforms = torch.from_numpy(uniforms).to(device, _cdf_dtype(device))
 
-    def choose(self, logits: torch.Tensor, rows: Sequence[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def choose(
+        self, logits: torch.Tensor, rows: torch.Tensor, steps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens ``[batch]`` int64 and log-probabilities ``[batch]`` float32 from logits ``[batch, vocab]``.
 
-        ``rows`` says which of the chooser's rows each logit row belongs to. The log-probability is that of the
-        unprocessed logits at temperature 1.
+        ``rows`` ``[batch]`` int64 says which of the chooser's rows each logit row belongs to, ``steps`` ``[batch]``
+        int64 how many tokens were chosen for it before. The log-probability is that of the unprocessed logits at
+        temperature 1.
         """
         logits = logits.float()
         if self._uniforms is None:
             tokens = logits.argmax(dim=-1)
         else:
-            uniforms = torch.from_numpy(self._uniforms[list(rows), step]).to(_cdf_dtype(logits.device))
-            tokens = inverse_cdf(self._process(logits), uniforms.to(logits.device))
+            within = steps.clamp_max(self._uniforms.shape[1] - 1)  # a row that has ended may be chosen for once more
+            tokens = inverse_cdf(self._process(logits), self._uniforms[rows, within])
         chosen = logits.gather(-1, tokens[:, None])[:, 0]
         return tokens, chosen - logits.logsumexp(dim=-1)
 

@@ -53,6 +53,12 @@ def shared_by(prompts: Sequence[Sequence[int]], run_prefix: Sequence[int] = ()) 
     return Sharing(distinct, source, _prefix_length(distinct, run_prefix))
 
 
+def nothing_shared(prompts: Sequence[Sequence[int]]) -> Sharing:
+    """Every prompt is read whole, for itself."""
+    rows = tuple(map(tuple, prompts))
+    return Sharing(rows, tuple(range(len(rows))), n_prefix=0)
+
+
 def common_prefix(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """The tokens that all prompts begin with, short of the last token of the shortest one."""
     if not prompts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,19 +11,20 @@ import torch
 
 from traitscope.model.facts import ModelFacts
 from traitscope.model.sharing import common_prefix
-from traitscope.run.engine import GenerationTask
+from traitscope.run.engine import GenerationTask, even_width
 from traitscope.run.memory import free_memory
 from traitscope.run.pace import Pace
 
 _WIDEST = {"cuda": 128, "mps": 32, "cpu": 32}
 _USABLE_MEMORY = 0.5
 _SHARD_SECONDS = 90.0
-_SHARD_BYTES = 12_000_000  # twice that is held: one shard is written beside the next
+SHARD_BYTES = 96_000_000
+"""Captures of one shard, about; twice that is held, as one shard is written beside the next."""
 
 _OPENED_BYTES = 256_000_000
 
 Batch = tuple[GenerationTask, ...]
-"""Generations that are computed together."""
+"""Generations of one sampling that are computed as one queue: some are in flight, the others wait for their slots."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,9 @@ def run_prefix(tasks: Iterable[GenerationTask]) -> tuple[int, ...]:
 
 def make_batches(
     tasks: Sequence[GenerationTask],
-    width: int,
     opened_bytes: Callable[[GenerationTask], int] = lambda _task: 0,
 ) -> list[Batch]:
-    """Batches of at most ``width`` rows with equal settings, longest prompts first, about equally wide.
+    """A batch for each way of choosing tokens, longest prompts first.
 
     A batch whose open layers take too much (``opened_bytes`` of each task) is cut, as they are held until it is
     committed.
@@ -82,17 +81,11 @@ def make_batches(
     def settings(task: GenerationTask) -> tuple[Any, ...]:
         sampling = task.sampling
         given = task.response_ids is not None
-        return (task.shares_prompt, given, task.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k)
+        return (task.shares_prompt, given, sampling.temperature, sampling.top_p, sampling.top_k)
 
-    batches: list[Batch] = []
     ordered = sorted(tasks, key=lambda task: (settings(task), -task.n_prompt))
-    for _, group in groupby(ordered, key=settings):
-        rows = list(group)
-        n_batches = math.ceil(len(rows) / width)
-        even = math.ceil(len(rows) / n_batches)
-        for start in range(0, len(rows), even):
-            batches += _cut(tuple(rows[start : start + even]), opened_bytes)
-    return batches
+    groups = [tuple(group) for _, group in groupby(ordered, key=settings)]
+    return [part for group in groups for part in _cut(group, opened_bytes)]
 
 
 def _cut(batch: Batch, opened_bytes: Callable[[GenerationTask], int]) -> list[Batch]:
@@ -102,40 +95,51 @@ def _cut(batch: Batch, opened_bytes: Callable[[GenerationTask], int]) -> list[Ba
     return _cut(batch[:half], opened_bytes) + _cut(batch[half:], opened_bytes)
 
 
+def turns(batch: Batch, width: int) -> list[Batch]:
+    """A batch in parts of at most ``width`` rows, about equally many: what is in flight if all are equally long."""
+    even = even_width(len(batch), width)
+    return [batch[start : start + even] for start in range(0, len(batch), even)]
+
+
 def make_shards(
     batches: Sequence[Batch],
     too_long: Sequence[str],
     *,
+    width: int,
     shard_size: int | None,
-    seconds_per_batch: float | None,
+    seconds_per_turn: float | None,
     bytes_of: Callable[[GenerationTask], int],
 ) -> list[Shard]:
-    """Whole batches until a shard holds ``shard_size`` generations.
+    """Whole turns until a shard holds ``shard_size`` generations.
 
     Without a size, until it is about a minute and a half of work or its captures (``bytes_of`` each task), which
-    stay in memory until the commit, reach some megabytes; one batch a shard where the time is not known.
+    stay in memory until the commit, reach ``SHARD_BYTES``; one turn a shard where the time is not known.
     """
     shards: list[Shard] = []
-    waiting: list[Batch] = []
+    waiting: list[list[Batch]] = []  # turns, those of a batch together
 
     def is_full() -> bool:
-        tasks = [task for batch in waiting for task in batch]
+        inside = [turn for batch in waiting for turn in batch]
+        tasks = [task for turn in inside for task in turn]
         if shard_size is not None:
             return len(tasks) >= shard_size
-        if seconds_per_batch is None or sum(map(bytes_of, tasks)) >= _SHARD_BYTES:
+        if seconds_per_turn is None or sum(map(bytes_of, tasks)) >= SHARD_BYTES:
             return True
-        return len(waiting) * seconds_per_batch >= _SHARD_SECONDS
+        return len(inside) * seconds_per_turn >= _SHARD_SECONDS
 
     for batch in batches:
-        waiting.append(batch)
-        if is_full():
-            shards.append(_shard(waiting))
-            waiting = []
-    if waiting or not shards:
+        waiting.append([])
+        for turn in turns(batch, width if shard_size is None else min(width, shard_size)):
+            waiting[-1].append(turn)
+            if is_full():
+                shards.append(_shard(waiting))
+                waiting = [[]]
+    if any(waiting) or not shards:
         shards.append(_shard(waiting))
     shards[0] = Shard(shards[0].batches, tuple(too_long))
     return shards
 
 
-def _shard(batches: Sequence[Batch]) -> Shard:
-    return Shard(tuple(tuple(task.id for task in batch) for batch in batches))
+def _shard(batches: Sequence[Sequence[Batch]]) -> Shard:
+    joined = (tuple(task.id for turn in batch for task in turn) for batch in batches)
+    return Shard(tuple(batch for batch in joined if batch))

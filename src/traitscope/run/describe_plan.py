@@ -99,8 +99,8 @@ def _costed(setting: Setting, prepared: Prepared, tasks: Sequence[GenerationTask
     itemsize = setting.dtype.itemsize
     width = batch_size or batch_width(setting.facts, prepared.device, itemsize, tasks, setting.pace)
     width = max(1, min(width, len(tasks)))
-    batches = make_batches(tasks, width, partial(opened_bytes, setting.facts, itemsize))
-    return _Costed(list(tasks), width, estimate(setting, tasks, batches))
+    batches = make_batches(tasks, partial(opened_bytes, setting.facts, itemsize))
+    return _Costed(list(tasks), width, estimate(setting, tasks, batches, width))
 
 
 def _what_ifs(

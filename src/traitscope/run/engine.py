@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class GenerationTask:
 class Engine:
     """Runs batches of generations on one model and one set of vectors.
 
-    ``run_prefix`` is what the prompts of all its generations begin with.
+    ``run_prefix`` is what the prompts of all its generations begin with; ``width`` how many are in flight at most.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Engine:
         model: LanguageModel,
         vectors: Sequence[TraitVectors],
         *,
+        width: int,
         run_prefix: Sequence[int] = (),
         on_tokens: Callable[[int], None] = lambda _n: None,
     ) -> None:
@@ -84,51 +86,69 @@ class Engine:
         self._run_prefix = RunPrefix(run_prefix)
         self._on_tokens = on_tokens
         self._describer = TokenDescriber(model.tokenizer)
-        self._widest: int | None = None
+        self._width = width
 
     def run_batch(self, tasks: Sequence[GenerationTask]) -> list[Outcome]:
-        """Outcomes in the order of ``tasks``, which share their settings.
+        """Outcomes in the order of ``tasks``, which share their sampling.
 
-        An exception splits the batch until the guilty row stands alone and is recorded as failed. When memory
-        runs out, the batch is halved, and later batches are no wider than what fitted.
+        After an exception the rows that have ended are kept and the others run again in two halves, until the guilty
+        row stands alone and is recorded as failed. When memory runs out, so many at a time are halved as well, also
+        of later batches.
         """
-        width = self._widest or len(tasks)
-        outcomes: list[Outcome] = []
-        for start in range(0, len(tasks), width):
-            outcomes += self._run_or_split(tasks[start : start + width])
-        return outcomes
+        outcomes: dict[str, Outcome] = {}
+        waiting = [list(tasks)]
+        while waiting:
+            part = waiting.pop()
+            rows: dict[int, Decoded] = {}
+            started = time.perf_counter()
+            problem = self._try(part, rows)
+            seconds = (time.perf_counter() - started) / max(len(rows), 1)
+            outcomes |= {part[n].id: self._outcome(part[n], row, seconds) for n, row in rows.items()}
+            if problem is None:
+                continue
+            if len(part) == 1:
+                outcomes[part[0].id] = _failed(part[0], one_line_of(problem), seconds)
+            else:
+                waiting += reversed(self._after(problem, [task for n, task in enumerate(part) if n not in rows]))
+        return [outcomes[task.id] for task in tasks]
 
-    def _run_or_split(self, tasks: Sequence[GenerationTask]) -> list[Outcome]:
-        started = time.perf_counter()
-        try:
-            rows = self._rows(tasks)
-        except Exception as error:
-            if len(tasks) == 1:
-                return [_failed(tasks[0], one_line_of(error), time.perf_counter() - started)]
-            problem = error if is_out_of_memory(error) else None
-            log.warning("a batch of %d failed (%s); splitting it", len(tasks), one_line_of(error))
-        else:
-            seconds = (time.perf_counter() - started) / len(tasks)
-            return [self._outcome(task, row, seconds) for task, row in zip(tasks, rows, strict=True)]
-        # Outside the handler, so that the failed attempt's tensors are released before the next one.
-        half = (len(tasks) + 1) // 2
-        if problem is not None:
-            self._widest = min(self._widest or half, half)
+    def _after(self, problem: Exception, left: list[GenerationTask]) -> list[list[GenerationTask]]:
+        """How to go on with the tasks of a batch that a problem ended early."""
+        log.warning("a batch failed (%s) with %d of its rows to go", one_line_of(problem), len(left))
+        if is_out_of_memory(problem):
             release_memory()
-        return self._run_or_split(tasks[:half]) + self._run_or_split(tasks[half:])
+            if (narrower := min(self._width, len(left)) // 2) >= 1:
+                self._width = narrower
+                return [left]
+        half = (len(left) + 1) // 2
+        return [part for part in (left[:half], left[half:]) if part]
 
-    def _rows(self, tasks: Sequence[GenerationTask]) -> list[Decoded]:
-        first = tasks[0]
-        if first.response_ids is not None:
-            return [self._replayed(task) for task in tasks]
-        return decode(
+    def _try(self, tasks: Sequence[GenerationTask], rows: dict[int, Decoded]) -> Exception | None:
+        """Fill ``rows`` with what was generated, by number of the task; returns what ended it early.
+
+        An exception's traceback holds the failed attempt's tensors, so it is returned without.
+        """
+        try:
+            self._generate(tasks, rows)
+        except Exception as error:
+            return error.with_traceback(None)
+        return None
+
+    def _generate(self, tasks: Sequence[GenerationTask], rows: dict[int, Decoded]) -> None:
+        if tasks[0].response_ids is not None:
+            for number, task in enumerate(tasks):
+                rows[number] = self._replayed(task)
+            return
+        decode(
             self._model,
             [task.prompt.token_ids for task in tasks],
-            max_new_tokens=first.max_new_tokens,
-            sampling=first.sampling,
+            max_new_tokens=[task.max_new_tokens for task in tasks],
+            sampling=tasks[0].sampling,
             seeds=[task.seed or 0 for task in tasks],
             bank=self._bank,
+            width=even_width(len(tasks), self._width),
             on_step=self._on_tokens,
+            on_row=rows.__setitem__,
             run_prefix=self._run_prefix,
             steering=[self._steering(task) for task in tasks],
         )
@@ -201,6 +221,11 @@ class Engine:
         if not np.isfinite(row.logprobs).all():
             return f"the logits at response token {int(np.argmin(np.isfinite(row.logprobs)))} are not finite"
         return None
+
+
+def even_width(n_rows: int, width: int) -> int:
+    """The least width at which ``n_rows`` take no more turns than at ``width``, if all are equally long."""
+    return math.ceil(n_rows / math.ceil(n_rows / width))
 
 
 def _failed(task: GenerationTask, error: str, seconds: float) -> Outcome:

@@ -11,7 +11,7 @@ from traitscope.captures.opened_writes import MOST_GENERATIONS
 from traitscope.model.capture import captured_bytes_per_position
 from traitscope.model.facts import ModelFacts
 from traitscope.model.sharing import Sharing, shared_by
-from traitscope.run.batching import Batch, run_prefix
+from traitscope.run.batching import SHARD_BYTES, Batch, run_prefix, turns
 from traitscope.run.engine import GenerationTask
 from traitscope.run.opening import opened_bytes, opening_bytes
 from traitscope.run.pace import Pace
@@ -50,8 +50,9 @@ class Setting:
     pace: Pace | None
 
 
-def estimate(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequence[Batch]) -> Estimate:
-    """What ``batches`` of ``tasks`` take."""
+def estimate(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequence[Batch], width: int) -> Estimate:
+    """What ``batches`` of ``tasks`` take with ``width`` rows in flight."""
+    batches = [turn for batch in batches for turn in turns(batch, width)]
     seconds = total = None
     if setting.pace is not None:
         seconds = generation_seconds(setting.pace, tasks, batches, setting.facts.n_layers)
@@ -62,7 +63,10 @@ def estimate(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequenc
 
 
 def generation_seconds(pace: Pace, tasks: Sequence[GenerationTask], batches: Sequence[Batch], n_layers: int) -> float:
-    """Seconds of the forward passes of all batches and of opening layers; what all prompts begin with is read once."""
+    """Seconds of the forward passes and of opening layers, if the rows of a batch are in flight together.
+
+    What all prompts begin with is read once.
+    """
     seconds = sum(_opening_seconds(pace, task, n_layers) for task in tasks)
     given = [batch for batch in batches if batch[0].response_ids is not None]
     seconds += sum(pace.prefill(1, task.n_prompt + task.most_response_tokens) for batch in given for task in batch)
@@ -85,7 +89,7 @@ def splitting_seconds(pace: Pace, tasks: Sequence[GenerationTask], n_layers: int
 
 
 def _batch_seconds(pace: Pace, batch: Batch, sharing: Sharing) -> float:
-    n_steps = batch[0].max_new_tokens
+    n_steps = max(task.max_new_tokens for task in batch)
     context = sharing.n_prefix + sharing.n_fed + n_steps / 2
     reading = pace.prefill(len(sharing.distinct), sharing.n_fed, sharing.n_prefix)
     return reading + n_steps * pace.step(len(batch), context)
@@ -102,10 +106,8 @@ def _opening_seconds(pace: Pace, task: GenerationTask, n_layers: int) -> float:
 def _memory_bytes(setting: Setting, tasks: Sequence[GenerationTask], batches: Sequence[Batch]) -> int:
     """The most that is held: by a batch with its captures, or by the proof of the longest generation."""
     itemsize = setting.dtype.itemsize
-    working = max(
-        (_batch_bytes(setting.facts, batch, itemsize) + _captured_bytes(setting, batch) for batch in batches),
-        default=0,
-    )
+    working = max((_batch_bytes(setting.facts, batch, itemsize) for batch in batches), default=0)
+    working += min(sum(_captured_bytes(setting, batch) for batch in batches), 2 * SHARD_BYTES)
     working += _opened_bytes(setting, batches)
     working = max([working, *(_verifying_bytes(setting, task) for task in tasks)])
     if setting.pace is None:

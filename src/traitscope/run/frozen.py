@@ -48,6 +48,7 @@ class FrozenRun:
     vectors: tuple[TraitVectors, ...]
     tasks: dict[str, GenerationTask]
     shards: tuple[Shard, ...]
+    batch_width: int
     estimate: dict[str, Any]
 
 
@@ -238,6 +239,7 @@ def read_frozen(run_dir: Path) -> FrozenRun:
         vectors=tuple(load_vectors(run_dir / "vectors" / f"{name}.safetensors") for name in names),
         tasks=_read_tasks(run_dir, described["generations"]),
         shards=tuple(Shard.from_described(shard) for shard in [*described["shards"], *read_retries(run_dir)]),
+        batch_width=described["batch_width"],
         estimate=described["estimate"],
     )
 

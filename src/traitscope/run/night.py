@@ -23,7 +23,7 @@ from traitscope.model.embedded import embedded_weights_are_cached
 from traitscope.model.facts import facts_of_module
 from traitscope.model.internals import refuse_unreadable
 from traitscope.model.loading import LanguageModel, load_source
-from traitscope.run.batching import Batch, Shard, batch_width, make_batches, make_shards, rows_that_fit
+from traitscope.run.batching import Batch, Shard, batch_width, make_batches, make_shards, rows_that_fit, turns
 from traitscope.run.ceilings import measured_ceilings
 from traitscope.run.commit import remove_leftovers
 from traitscope.run.engine import GenerationTask
@@ -100,10 +100,10 @@ def start_run(
             pace = _timed(model, bank_of(vectors), runnable, cost, reporter)
     setting = Setting(facts_of_module(model.module), model.dtype, len(vectors), len(model.anatomy.checkpoints), pace)
     width = batch_size or batch_width(setting.facts, model.device, model.dtype.itemsize, runnable, pace)
-    batches = make_batches(runnable, width, partial(opened_bytes, setting.facts, model.dtype.itemsize))
-    estimated = estimate(setting, runnable, batches)
-    reporter.say(_estimate_line(estimated, len(runnable), len(batches)))
-    shards = _shards(setting, batches, sorted(too_long), shard_size, estimated)
+    batches = make_batches(runnable, partial(opened_bytes, setting.facts, model.dtype.itemsize))
+    estimated = estimate(setting, runnable, batches, width)
+    reporter.say(_estimate_line(estimated, len(runnable), width))
+    shards = _shards(setting, batches, sorted(too_long), width, shard_size, estimated)
     run_dir = new_run_directory(out, prepared.loaded.suite.name)
     reporter.say(f"run directory: {run_dir}")
     with locked(run_dir):
@@ -191,7 +191,12 @@ def _refuse_what_cannot_fit(prepared: Prepared, out: Path) -> None:
 
 
 def _shards(
-    setting: Setting, batches: Sequence[Batch], too_long: Sequence[str], shard_size: int | None, estimated: Estimate
+    setting: Setting,
+    batches: Sequence[Batch],
+    too_long: Sequence[str],
+    width: int,
+    shard_size: int | None,
+    estimated: Estimate,
 ) -> list[Shard]:
     bytes_per_position = captured_bytes_per_position(setting.n_checkpoints, setting.n_traits)
 
@@ -199,11 +204,13 @@ def _shards(
         scores = (task.n_prompt + task.most_response_tokens) * bytes_per_position
         return scores + opened_bytes(setting.facts, setting.dtype.itemsize, task)
 
+    n_turns = sum(len(turns(batch, width)) for batch in batches)
     return make_shards(
         batches,
         too_long,
+        width=width,
         shard_size=shard_size,
-        seconds_per_batch=None if estimated.seconds is None else estimated.seconds / max(len(batches), 1),
+        seconds_per_turn=None if estimated.seconds is None else estimated.seconds / max(n_turns, 1),
         bytes_of=bytes_of,
     )
 
@@ -258,8 +265,8 @@ def _timed(
     return pace
 
 
-def _estimate_line(estimated: Estimate, n_generations: int, n_batches: int) -> str:
-    counts = f"{n_generations} generations in {n_batches} batch{'es' if n_batches != 1 else ''}"
+def _estimate_line(estimated: Estimate, n_generations: int, width: int) -> str:
+    counts = f"{n_generations} generations, {min(width, n_generations)} at a time"
     if estimated.seconds is None:
         return f"{counts}: no estimate of the time"
     return f"{counts}: about {human_seconds(estimated.seconds)} of generation if no response ends early"

@@ -123,8 +123,8 @@ def capture(
     pace = remembered_pace(fingerprint, model.device, model.dtype)
     facts = facts_of_module(model.module)
     width = batch_size or batch_width(facts, model.device, model.dtype.itemsize, runnable, pace)
-    engine = Engine(model, fitted, run_prefix=run_prefix(runnable))
-    outcomes = [outcome for batch in make_batches(runnable, width) for outcome in engine.run_batch(batch)]
+    engine = Engine(model, fitted, width=width, run_prefix=run_prefix(runnable))
+    outcomes = [outcome for batch in make_batches(runnable) for outcome in engine.run_batch(batch)]
     outcomes += [too_long_outcome(tasks[identity], model.context_length) for identity in sorted(too_long)]
     tables: dict[str, pa.Table] = {
         **shard_tables(outcomes, [v.trait for v in fitted], [v.readout for v in fitted], checkpoints),

@@ -167,6 +167,7 @@ class Session:
         engine = Engine(
             self._model,
             self._frozen.vectors,
+            width=self._frozen.batch_width,
             run_prefix=run_prefix(self._frozen.tasks.values()),
             on_tokens=on_tokens,
         )
@@ -288,7 +289,7 @@ class Session:
         ceilings = measured_ceilings(model.device, model.dtype)
         said = advice(
             forward_share=work.seconds / seconds,
-            width=max(map(len, batches)),
+            width=min(self._frozen.batch_width, max(map(len, batches))),
             most_rows=rows_that_fit(facts, longest, model.dtype.itemsize, free_memory(model.device)),
             n_generations=sum(map(len, batches)),
             pace=None if described is None else Pace.from_described(described),
