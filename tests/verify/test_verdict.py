@@ -258,7 +258,12 @@ def test_another_model_is_refused(clean_run: tuple[Path, LanguageModel], saved_t
 def plant(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     """Put a fault between the engine and the decoding of its batches; the timing before the run stays as it is."""
     real = engine.decode
-    monkeypatch.setattr(engine, "decode", lambda model, prompts, **options: fault(real, model, prompts, **options))
+
+    def faulty(model: LanguageModel, prompts: Any, *, on_row: Callable[[int, Decoded], None], **options: Any) -> None:
+        for number, row in enumerate(fault(real, model, prompts, **options)):
+            on_row(number, row)
+
+    monkeypatch.setattr(engine, "decode", faulty)
 
 
 def tokens_of(run_dir: Path) -> list[int]:
