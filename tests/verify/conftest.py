@@ -44,7 +44,8 @@ def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> SavedTiny:
 def run_tiny(saved_tiny: SavedTiny, tmp_path: Path) -> Callable[..., tuple[Path, LanguageModel]]:
     """``run_tiny(architecture, dtype)``: a finished run on a tiny model, and the model.
 
-    ``prompts`` are texts, or a file's name in the test's folder.
+    ``prompts`` are texts, or a file's name in the test's folder. ``experiments`` take the place of the one that
+    ``prompts`` and ``experiment`` describe.
     """
 
     def run(
@@ -53,11 +54,16 @@ def run_tiny(saved_tiny: SavedTiny, tmp_path: Path) -> Callable[..., tuple[Path,
         *,
         model: LanguageModel | None = None,
         prompts: str | Sequence[str] = PROMPTS,
+        experiments: Sequence[dict[str, Any]] = (),
+        width: int = 6,
+        compiled: bool = False,
         **experiment: Any,
     ) -> tuple[Path, LanguageModel]:
         directory, loaded = saved_tiny(architecture, dtype)
-        asked = {"name": "all", "prompts": prompts if isinstance(prompts, str) else list(prompts), **experiment}
-        return finished_run(tmp_path, directory, model or loaded, asked), model or loaded
+        used = model or loaded
+        used.static_steps.wanted, used.static_steps.backend = compiled, "aot_eager"
+        one = {"name": "all", "prompts": prompts if isinstance(prompts, str) else list(prompts), **experiment}
+        return finished_run(tmp_path, directory, used, *(experiments or [one]), width=width), used
 
     return run
 
@@ -78,8 +84,10 @@ def opened_run(saved_tiny: SavedTiny, tmp_path_factory: pytest.TempPathFactory) 
     return finished_run(tmp_path_factory.mktemp("opened"), directory, loaded, asked), loaded
 
 
-def finished_run(folder: Path, directory: Path, model: LanguageModel, experiment: dict[str, Any]) -> Path:
-    """A run of one experiment on two random traits, on a model that is loaded already."""
+def finished_run(
+    folder: Path, directory: Path, model: LanguageModel, *experiments: dict[str, Any], width: int = 6
+) -> Path:
+    """A run on two random traits, on a model that is loaded already."""
     for number in range(2):
         save_vectors(random_vectors(model, number), folder / f"random{number}.safetensors")
     suite = {
@@ -87,11 +95,17 @@ def finished_run(folder: Path, directory: Path, model: LanguageModel, experiment
         "model": str(directory),
         "traits": ["random0.safetensors", "random1.safetensors"],
         "generation": {"max_new_tokens": 10},
-        "experiments": [experiment],
+        "experiments": list(experiments),
     }
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
     dtype = str(model.dtype).removeprefix("torch.")
     prepared = prepare(load_suite(str(folder / "suite.yaml")), device=DEVICE, dtype=dtype)
     return night.start_run(
-        prepared, out=folder / "runs", batch_size=6, shard_size=4, allow_foreign=False, reporter=quiet(), model=model
+        prepared,
+        out=folder / "runs",
+        batch_size=width,
+        shard_size=6,
+        allow_foreign=False,
+        reporter=quiet(),
+        model=model,
     )

@@ -77,9 +77,11 @@ class ScoreCapture:
 
     def __init__(self, bank: ReaderBank, device: torch.device) -> None:
         # Readers as rows in memory: a product with few columns is faster that way.
+        self.bank = bank
         self._matrices = [matrix.T for matrix in bank.matrix().to(device).transpose(1, 2).contiguous()]
         self._device = device
         self._room: PassRoom | None = None
+        self._gathered: GatheredStates | None = None
         self._reached: set[int] = set()
 
     def room(self, n_tokens: int) -> PassRoom:
@@ -90,8 +92,24 @@ class ScoreCapture:
         """The next pass is written there, over what it holds; without this, into room of its own."""
         self._room = room
 
+    def gathered(self, n_tokens: int, d_model: int, dtype: torch.dtype) -> GatheredStates:
+        """Room for the states of a pass over ``n_tokens``, and the readers that they are projected on."""
+        return GatheredStates(self.bank.matrix().to(self._device), n_tokens, d_model, dtype)
+
+    @contextmanager
+    def gathering(self, states: GatheredStates) -> Iterator[None]:
+        """Passes inside the block leave their states there and are not projected."""
+        self._gathered = states
+        try:
+            yield
+        finally:
+            self._gathered = None
+
     def observe(self, checkpoint: int, state: torch.Tensor) -> None:
         """Project one checkpoint's ``[tokens, d_model]``; products accumulate in float32."""
+        if self._gathered is not None:
+            self._gathered.put(checkpoint, state)
+            return
         state = state.float()
         matrix = self._matrices[checkpoint]
         if matrix.device != state.device:
@@ -134,6 +152,27 @@ class PassRoom:
         else:
             products.copy_(state @ matrix)
             norms.copy_(torch.linalg.vector_norm(state, dim=-1))
+
+
+class GatheredStates:
+    """The states of all checkpoints, projected at once: nothing but operations on tensors, as a graph needs it.
+
+    ``matrices`` is ``[n_checkpoints, d_model, 2 * n_traits]`` float32.
+    """
+
+    def __init__(self, matrices: torch.Tensor, n_tokens: int, d_model: int, dtype: torch.dtype) -> None:
+        self._matrices = matrices
+        self._states = torch.zeros(len(matrices), n_tokens, d_model, dtype=dtype, device=matrices.device)
+
+    def put(self, checkpoint: int, state: torch.Tensor) -> None:
+        """Keep one checkpoint's ``[tokens, d_model]``."""
+        self._states[checkpoint].copy_(state)
+
+    def columns(self) -> torch.Tensor:
+        """``[n_checkpoints, tokens, 2 * n_traits + 1]`` float32, norms last."""
+        states = self._states.float()
+        norms = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+        return torch.cat([torch.bmm(states, self._matrices), norms], dim=-1)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from traitscope.errors import one_line_of
 from traitscope.model.capture import PassRoom, ReaderBank, ScoreCapture, Trace, capturing
 from traitscope.model.kv_cache import (
     KeysAndValues,
@@ -30,6 +31,7 @@ from traitscope.model.kv_cache import (
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling, TokenChooser
 from traitscope.model.sharing import Sharing, nothing_shared, shared_by
+from traitscope.model.static_step import StaticStep, refuse_different
 from traitscope.model.steering import Pushes, Steering, pushing, steers_prompt
 
 _FREE_SHARE = 1 / 6
@@ -179,15 +181,16 @@ class _Flight:
     """The rows that are in flight together.
 
     Attributes:
-        rows: which row of the queue is in each slot of the batch; one that has ended leaves its slot free.
+        rows: which row of the queue is in each slot of the batch; one that has ended, and None, leave a slot free.
         cache: keys and values of ``length`` tokens in each slot, the last ones of all rows side by side.
         mask: ``[batch, capacity]`` int64, 1 where the cache holds a token of the row.
         positions: ``[batch]`` int64, of the next token of each row.
         logits: ``[batch, vocab]``, what the next token of each row is chosen from.
         numbers, chosen: ``[batch]`` int64, ``rows`` and how many tokens were chosen for each.
+        static: the step of fixed sizes whose tensors these are, if there is one.
     """
 
-    rows: list[int]
+    rows: list[int | None]
     cache: DynamicCache
     mask: torch.Tensor
     length: int
@@ -195,6 +198,7 @@ class _Flight:
     logits: torch.Tensor
     numbers: torch.Tensor
     chosen: torch.Tensor
+    static: StaticStep | None = None
 
     @property
     def capacity(self) -> int:
@@ -210,14 +214,15 @@ class _Flight:
 
     def drop_front(self, n_slots: int) -> None:
         """Forget what the first ``n_slots`` slots of the cache hold, which no row that goes on still needs."""
-        drop_front(self.cache, n_slots)
-        self.mask = torch.cat([self.mask[:, n_slots:], self.mask.new_zeros(len(self.rows), n_slots)], dim=1)
+        drop_front(self.cache, n_slots, self.length)
         self.length -= n_slots
+        self.mask[:, : self.length] = self.mask[:, n_slots : n_slots + self.length].clone()
+        self.mask[:, self.length :] = 0
 
     def put(self, slots: Sequence[int], joining: _Flight) -> None:
         """Give ``slots`` to the rows of another flight, whose cache is no longer than this one's."""
         where = torch.tensor(list(slots), device=self.mask.device)
-        put_rows(self.cache, where, joining.cache)
+        put_rows(self.cache, where, joining.cache, self.length)
         self.mask[where] = 0
         self.mask[where, self.length - joining.length : self.length] = joining.mask[:, : joining.length]
         for slot, row in zip(slots, joining.rows, strict=True):
@@ -268,15 +273,19 @@ class DecodeLoop:
         self._unseen = _Unseen(capture, _steps_between_looks(model.device))
         self._capture = capture
         self._until_look = 1
-        self._pushed: list[int] = []
+        self._pushed: list[int | None] = []
         self._decoded: dict[int, Decoded] = {}
 
     @torch.inference_mode()
     def prefill(self) -> None:
         """Read the first of the waiting prompts, as many as may be in flight."""
         rows = [self._waiting.popleft() for _ in range(min(self._width, len(self._waiting)))]
-        self._flight = self._read(rows, self._capacity([self._rows[row] for row in [*rows, *self._waiting]]))
-        self._settled(self._flight)
+        capacity = self._capacity([self._rows[row] for row in [*rows, *self._waiting]])
+        flight = self._read(rows, capacity)
+        if self._plain_cache and self._pushes is None:
+            flight = self._in_static_step(flight, capacity) or flight
+        self._flight = flight
+        self._settled(flight)
 
     @torch.inference_mode()
     def step(self) -> bool:
@@ -307,32 +316,45 @@ class DecodeLoop:
         return max(longest, min(spare, self._model.context_length or spare))
 
     def _feed(self, flight: _Flight, tokens: torch.Tensor) -> None:
+        """Move every row on by the token that was chosen for it."""
         flight.mask[:, flight.length] = 1
+        room = None if self._capture is None else self._unseen.room(len(flight.rows))
+        if flight.static is not None:
+            flight.logits, columns = flight.static(tokens, flight.length, self._capture)
+            if room is not None and columns is not None:
+                room.columns.copy_(columns)
+        else:
+            flight.logits = self._forward_into(room, flight, tokens)
         flight.length += 1
-        self._unseen.make_room(len(flight.rows))
-        flight.logits = self._forward(
-            flight.cache, tokens[:, None], flight.mask[:, : flight.length], flight.positions[:, None]
-        )
-        flight.positions = flight.positions + 1
+        flight.positions += 1
         if self._model.context_length is not None:
             flight.positions.clamp_max_(self._model.context_length - 1)  # of rows that have ended
-        flight.chosen = flight.chosen + 1
+        flight.chosen += 1
+
+    def _forward_into(self, room: PassRoom | None, flight: _Flight, tokens: torch.Tensor) -> torch.Tensor:
+        if self._capture is not None and room is not None:
+            self._capture.into(room)
+        mask = flight.mask[:, : flight.length + 1]
+        logits = self._forward(flight.cache, tokens[:, None], mask, flight.positions[:, None])
+        if self._capture is not None:
+            self._capture.take()
+        return logits
 
     def _look(self, flight: _Flight) -> None:
         """See what was generated since the last look: which tokens, which rows have ended."""
-        n_new = self._unseen.hand_out([self._rows[row] for row in flight.rows], self._model.eos_token_ids)
+        rows = [None if number is None else self._rows[number] for number in flight.rows]
+        n_new = self._unseen.hand_out(rows, self._model.eos_token_ids)
         if self._on_step is not None:
             self._on_step(n_new)
-        for number in flight.rows:
-            row = self._rows[number]
-            if row.ended and number not in self._decoded:
+        for number, row in zip(flight.rows, rows, strict=True):
+            if number is not None and row is not None and row.ended and number not in self._decoded:
                 self._decoded[number] = row.decoded()
                 if self._on_row is not None:
                     self._on_row(number, self._decoded[number])
 
     def _reseat(self, flight: _Flight) -> None:
         """Give the slots of rows that have ended to waiting ones, or take them out, once there are enough of them."""
-        free = [slot for slot, row in enumerate(flight.rows) if self._rows[row].ended]
+        free = [slot for slot, row in enumerate(flight.rows) if row is None or self._rows[row].ended]
         enough = math.ceil(_FREE_SHARE * len(flight.rows))
         if len(free) == len(flight.rows):
             self._flight = None
@@ -340,7 +362,7 @@ class DecodeLoop:
         if self._waiting and self._plain_cache:
             if len(free) >= min(enough, len(self._waiting)):
                 self._join(flight, free)
-        elif len(free) >= enough:
+        elif len(free) >= enough and flight.static is None:
             flight.select([slot for slot in range(len(flight.rows)) if slot not in free])
         self._settled(flight)
 
@@ -354,18 +376,22 @@ class DecodeLoop:
 
     def _needed(self, flight: _Flight, joining: Sequence[int] = ()) -> int:
         """The slots of the cache that rows still need: those in flight, those that join and those that wait."""
-        running = [self._rows[row].n_tokens for row in flight.rows if not self._rows[row].ended]
+        running = [row.n_tokens for row in self._running(flight)]
         return max([*running, *(len(self._rows[row].prompt) for row in [*joining, *list(self._waiting)[:1]])])
+
+    def _running(self, flight: _Flight) -> list[_Row]:
+        rows = [self._rows[number] for number in flight.rows if number is not None]
+        return [row for row in rows if not row.ended]
 
     def _settled(self, flight: _Flight) -> None:
         """What holds until the next look, now that it is known which rows are in flight."""
-        running = [row for row in map(self._rows.__getitem__, flight.rows) if not row.ended]
         needed = self._needed(flight)
-        self._until_look = min(self._unseen.most_steps, flight.capacity - needed, *(row.n_left for row in running))
+        least_left = min(row.n_left for row in self._running(flight))
+        self._until_look = min(self._unseen.most_steps, flight.capacity - needed, least_left)
         if flight.length + self._until_look > flight.capacity:
             flight.drop_front(flight.length - needed)
         if self._pushes is not None and self._pushed != flight.rows:
-            self._pushes.responses(flight.rows)
+            self._pushes.responses([row for row in flight.rows if row is not None])
             self._pushed = list(flight.rows)
 
     def _read(self, rows: Sequence[int], capacity: int) -> _Flight:
@@ -403,8 +429,56 @@ class DecodeLoop:
         if len(sharing.distinct) < len(rows):
             flight.select(sharing.source)
         flight.rows = list(rows)
-        flight.numbers = torch.tensor(flight.rows, device=self._model.device)
+        flight.numbers = torch.tensor(list(rows), device=self._model.device)
         return flight
+
+    def _in_static_step(self, flight: _Flight, capacity: int) -> _Flight | None:
+        """The same rows in the tensors of a static step; None where the model's steps are not compiled."""
+        steps = self._model.static_steps
+        try:
+            step = steps.fitting(self._model, flight.cache, self._width, capacity, self._capture)
+            if step is None:
+                return None
+            n_slots = step.width
+            moved = _Flight(
+                rows=[None] * n_slots,
+                cache=step.cache,
+                mask=step.mask,
+                length=flight.length,
+                positions=step.positions,
+                logits=flight.logits.new_zeros(n_slots, flight.logits.shape[1]),
+                numbers=flight.numbers.new_zeros(n_slots),
+                chosen=flight.chosen.new_zeros(n_slots),
+                static=step,
+            )
+            step.clear()
+            moved.put(range(len(flight.rows)), flight)
+            if not step.is_built:
+                self._build(step, moved, flight)
+        except Exception as error:  # whatever a compiler says; a model that cannot run at all says it again without
+            steps.give_up(one_line_of(error))
+            return None
+        return moved
+
+    def _build(self, step: StaticStep, moved: _Flight, flight: _Flight) -> None:
+        """Compile a step, and refuse it where it does not give what the ordinary one gives.
+
+        Both are given the token that each row begins with; neither flight has moved on afterwards.
+        """
+        tokens = moved.logits.argmax(dim=-1)
+        n_rows = len(flight.rows)
+        room = None if self._capture is None else self._capture.room(n_rows)
+        for one in (moved, flight):
+            one.mask[:, one.length] = 1
+        expected = self._forward_into(room, flight, tokens[:n_rows])
+        flight.cache.crop(-1)
+        step.build(self._capture, tokens, moved.length)
+        found, columns = step(tokens, moved.length, self._capture)
+        refuse_different(found[:n_rows], expected, self._model.dtype, "logits")
+        if room is not None and columns is not None:
+            refuse_different(columns[:, :n_rows], room.columns, self._model.dtype, "scores")
+        for one in (moved, flight):
+            one.mask[:, one.length] = 0
 
     def _read_prefix(self, sharing: Sharing) -> ReadPrefix:
         token_ids = sharing.distinct[0][: sharing.n_prefix]
@@ -480,22 +554,19 @@ class _Unseen:
     def n_steps(self) -> int:
         return len(self._tokens)
 
-    def make_room(self, n_rows: int) -> None:
-        """Tell the capture where to write the next step, whose columns stay until the next look."""
-        if self._capture is None:
-            return
+    def room(self, n_rows: int) -> PassRoom:
+        """Where the next step's columns go; they stay there until the next look."""
+        assert self._capture is not None
         if not self._rooms or self._rooms[0].n_tokens != n_rows:
             self._rooms = [self._capture.room(n_rows) for _ in range(self.most_steps)]
-        self._capture.into(self._rooms[self.n_steps])
+        return self._rooms[self.n_steps]
 
     def add(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
         """One step's ``[batch]`` tokens and log-probabilities."""
-        if self._capture is not None:
-            self._capture.take()
         self._tokens.append(tokens)
         self._logprobs.append(logprobs)
 
-    def hand_out(self, rows: Sequence[_Row], eos_token_ids: frozenset[int]) -> int:
+    def hand_out(self, rows: Sequence[_Row | None], eos_token_ids: frozenset[int]) -> int:
         """Give every row what is its own, up to where it ends; returns how many tokens those were."""
         tokens = torch.stack(self._tokens, dim=1).tolist()
         logprobs = torch.stack(self._logprobs, dim=1).tolist()
@@ -503,6 +574,8 @@ class _Unseen:
         host = torch.stack(columns, dim=2).cpu().numpy() if columns else None  # [n_checkpoints, batch, steps, columns]
         n_new = 0
         for slot, row in enumerate(rows):
+            if row is None:
+                continue
             n_own = row.append(tokens[slot], logprobs[slot], eos_token_ids)
             if n_own and host is not None:
                 row.columns.append(host[:, slot, :n_own].copy())  # not to keep the other rows' alive

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from traitscope.model.loading import LanguageModel
+if TYPE_CHECKING:
+    from traitscope.model.loading import LanguageModel
 
 
 class AppendingLayer(DynamicLayer):
@@ -46,19 +47,18 @@ class AppendingLayer(DynamicLayer):
             self._room = self._room[0][indices], self._room[1][indices]
             self._show(length)
 
-    def put_rows(self, rows: torch.Tensor, other: AppendingLayer) -> None:
-        """Replace ``rows`` by those of ``other``, so that both end in the same slot."""
+    def put_rows(self, rows: torch.Tensor, other: AppendingLayer, stop: int) -> None:
+        """Replace ``rows`` by those of ``other``, so that they end in front of slot ``stop``, as all rows do."""
         if self._room is None or other._room is None:
             return
-        stop, n_slots = self.get_seq_length(), other.get_seq_length()
+        n_slots = other.get_seq_length()
         for room, given in zip(self._room, other._room, strict=True):
             room[rows, :, : stop - n_slots] = 0  # what is masked is still multiplied: by zero, which keeps NaN
             room[rows, :, stop - n_slots : stop] = given[:, :, :n_slots]
 
-    def drop_front(self, n_slots: int) -> None:
-        """Forget the first ``n_slots`` slots of every row; the others move there."""
+    def drop_front(self, n_slots: int, length: int) -> None:
+        """Forget the first ``n_slots`` of ``length`` slots of every row; the others move there."""
         if self._room is not None:
-            length = self.get_seq_length()
             for room in self._room:
                 room[:, :, : length - n_slots] = room[:, :, n_slots:length].clone()
             self._show(length - n_slots)
@@ -72,6 +72,43 @@ class AppendingLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, :length] for room in self._room)
 
 
+class FixedLayer(AppendingLayer):
+    """Keys and values of which all slots are shown, and a step is written where a tensor says.
+
+    Nothing about it changes from step to step but the contents of tensors, as a compiled graph needs it.
+    """
+
+    def __init__(self, like: AppendingLayer, width: int, capacity: int, slot: torch.Tensor) -> None:
+        super().__init__(capacity)
+        self._slot = slot
+        self.is_compileable = True
+        if like._room is not None:
+            keys, values = (room.new_zeros(width, room.shape[1], capacity, room.shape[3]) for room in like._room)
+            self.lazy_initialization(keys, values)
+            self._room = keys, values
+            self._show(capacity)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one token of each row, ``[batch, heads, 1, d_head]``; returns all slots."""
+        self.keys.index_copy_(2, self._slot, key_states)
+        self.values.index_copy_(2, self._slot, value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> Any:
+        """Where the query stands: behind all that may be attended to."""
+        return self._slot[0]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All slots take part; the attention mask says which hold something."""
+        return self._capacity, 0
+
+    def _show(self, length: int) -> None:
+        assert self._room is not None
+        self.keys, self.values = self._room
+
+
 @dataclass(frozen=True)
 class KeysAndValues:
     """What one row left in the cache: per layer keys and values ``[1, heads, seq, d_head]``, or None."""
@@ -83,6 +120,16 @@ def new_cache(model: LanguageModel, capacity: int) -> DynamicCache:
     """An empty cache with the layer kinds that the model's configuration asks for, attention layers appending."""
     cache = _cache_of_configuration(model)
     cache.layers = [AppendingLayer(capacity) if _is_attention(layer) else layer for layer in cache.layers]
+    if model.device.type != "cpu":
+        for layer in cache.layers:
+            layer.is_compileable = True  # else transformers waits for the device at each step to look at the mask
+    return cache
+
+
+def fixed_cache(like: DynamicCache, width: int, capacity: int, slot: torch.Tensor) -> DynamicCache:
+    """An empty cache of fixed sizes for the layers of another one, which has begun; ``slot`` is ``[1]`` int64."""
+    cache = DynamicCache()
+    cache.layers = [FixedLayer(layer, width, capacity, slot) for layer in like.layers]
     return cache
 
 
@@ -118,16 +165,16 @@ def begin_rows(cache: DynamicCache, prefix: KeysAndValues, shifts: Sequence[int]
             layer.update(*(_shifted_rows(state, shifts) for state in states))
 
 
-def put_rows(cache: DynamicCache, rows: torch.Tensor, other: DynamicCache) -> None:
-    """Replace ``rows`` of ``cache`` by those of ``other``, which is no longer; all end in the same slot."""
+def put_rows(cache: DynamicCache, rows: torch.Tensor, other: DynamicCache, stop: int) -> None:
+    """Replace ``rows`` of ``cache`` by those of ``other``, which is no longer; all end in front of slot ``stop``."""
     for layer, given in zip(cache.layers, other.layers, strict=True):
-        layer.put_rows(rows, given)
+        layer.put_rows(rows, given, stop)
 
 
-def drop_front(cache: DynamicCache, n_slots: int) -> None:
-    """Forget the first ``n_slots`` slots of every row."""
+def drop_front(cache: DynamicCache, n_slots: int, length: int) -> None:
+    """Forget the first ``n_slots`` of ``length`` slots of every row."""
     for layer in cache.layers:
-        layer.drop_front(n_slots)
+        layer.drop_front(n_slots, length)
 
 
 def begin_branches(cache: DynamicCache, prefix: KeysAndValues, n_rows: int, last_common: int) -> None:

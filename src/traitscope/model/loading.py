@@ -26,6 +26,7 @@ from traitscope.model.source import (
     readable_errors,
     without_progress_bars,
 )
+from traitscope.model.static_step import StaticSteps
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,6 +41,7 @@ class LanguageModel:
         context_length: how many tokens it can read, or None if unlimited.
         eos_token_ids: each of them ends a response.
         linears: its linear layers packed for decoding.
+        static_steps: its decode step compiled, on a CUDA device.
         meter: counts and times every ``forward``.
     """
 
@@ -51,6 +53,7 @@ class LanguageModel:
     context_length: int | None
     eos_token_ids: frozenset[int]
     linears: PackedLinears = field(repr=False)
+    static_steps: StaticSteps = field(repr=False)
     meter: ForwardMeter = field(default_factory=ForwardMeter, repr=False)
     _accepted: frozenset[str] = field(init=False, repr=False)
 
@@ -188,7 +191,13 @@ def _wrapped(name: str, module: Any, tokenizer: Any, fingerprint: Fingerprint) -
         context_length=context_length(module.config),
         eos_token_ids=_eos_token_ids(module, tokenizer),
         linears=PackedLinears(module),
+        static_steps=StaticSteps(wanted=_is_on_one_cuda_device(module)),
     )
+
+
+def _is_on_one_cuda_device(module: Any) -> bool:
+    devices = {parameter.device for parameter in module.parameters()}
+    return len(devices) == 1 and devices.pop().type == "cuda"
 
 
 def _eos_token_ids(module: Any, tokenizer: Any) -> frozenset[int]:

@@ -43,6 +43,7 @@ class FrozenRun:
     device: str
     dtype: str
     packed_linears: bool
+    compiled_steps: bool
     suite: dict[str, Any]
     checkpoints: tuple[str, ...]
     vectors: tuple[TraitVectors, ...]
@@ -188,6 +189,7 @@ def freeze(
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "packed_linears": model.linears.wanted,
+            "compiled_steps": model.static_steps.wanted,
             "checkpoints": [checkpoint.name for checkpoint in model.anatomy.checkpoints],
             "traits": [
                 {
@@ -234,6 +236,7 @@ def read_frozen(run_dir: Path) -> FrozenRun:
         device=described["device"],
         dtype=described["dtype"],
         packed_linears=described["packed_linears"],
+        compiled_steps=described["compiled_steps"],
         suite=described["suite"],
         checkpoints=tuple(described["checkpoints"]),
         vectors=tuple(load_vectors(run_dir / "vectors" / f"{name}.safetensors") for name in names),

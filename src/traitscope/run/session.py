@@ -101,6 +101,7 @@ class Session:
         self._frozen = frozen
         self._model = model
         model.linears.wanted = frozen.packed_linears
+        model.static_steps.wanted = frozen.compiled_steps
         self._cost = cost
         self._cost.seconds.setdefault("writing", 0.0)  # added to by the writing thread
         self._reporter = reporter
