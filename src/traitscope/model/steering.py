@@ -47,11 +47,12 @@ class Pushes:
 
     def __init__(self, steerings: Sequence[Steering | None], d_model: int, device: torch.device) -> None:
         self._steerings = tuple(steerings)
+        self._device = device
         self._additions = {
             layer: torch.stack([_addition(steering, layer, d_model) for steering in steerings]).to(device)
             for layer in layers_of(steerings)
         }
-        self._rows: torch.Tensor | None = None
+        self._of_rows: dict[int, torch.Tensor] = {}  # what is added where, to the rows of the next passes
         self._where: torch.Tensor | None = None
 
     @property
@@ -59,20 +60,20 @@ class Pushes:
         return sorted(self._additions)
 
     def prompts(self, rows: Sequence[int], position_ids: torch.Tensor, mask: torch.Tensor) -> None:
-        """The next pass reads the prompts of ``rows``: ``position_ids`` and ``mask`` are ``[batch, seq]``."""
+        """The next passes read the prompts of ``rows``: ``position_ids`` and ``mask`` are ``[batch, seq]``."""
         self._next(rows, [self._of(row, "of_prompt") for row in rows], (position_ids > 0) & mask.bool())
 
     def responses(self, rows: Sequence[int], n_tokens: int = 1) -> None:
-        """The next pass reads ``n_tokens`` response tokens of each of ``rows``."""
+        """The next passes read ``n_tokens`` response tokens of each of ``rows``."""
         chosen = [self._of(row, "of_response") for row in rows]
         self._next(rows, chosen, torch.ones(len(rows), n_tokens, dtype=torch.bool))
 
     def nothing(self) -> None:
-        """The next pass is not pushed."""
-        self._rows = self._where = None
+        """The next passes are not pushed."""
+        self._where = None
 
     def whole(self, n_prompt: int, n_tokens: int) -> None:
-        """The next pass reads every token of every row: ``n_prompt`` prompt tokens of ``n_tokens``."""
+        """The next passes read every token of every row: ``n_prompt`` prompt tokens of ``n_tokens``."""
         where = [
             [steering is not None and steering.reaches(position, n_prompt) for position in range(n_tokens)]
             for steering in self._steerings
@@ -81,10 +82,9 @@ class Pushes:
 
     def added_to(self, layer: int, state: torch.Tensor) -> torch.Tensor:
         """A layer's ``[..., d_model]`` states, pushed; a new tensor, as others may still read the old one."""
-        if self._rows is None or self._where is None:
+        if self._where is None:
             return state
-        additions = self._additions[layer].to(state.device)[self._rows.to(state.device)]
-        pushed = additions[:, None] * self._where.to(state.device)[..., None]
+        pushed = self._of_rows[layer].to(state.device)[:, None] * self._where.to(state.device)[..., None]
         if state.dim() == pushed.dim():
             return state + pushed.to(state.dtype)  # one row that all steerings begin with becomes one row for each
         return state + pushed.reshape(state.shape).to(state.dtype)
@@ -92,8 +92,9 @@ class Pushes:
     def _next(self, rows: Sequence[int], chosen: Sequence[bool], where: torch.Tensor) -> None:
         if not any(chosen):
             return self.nothing()
-        self._rows = torch.tensor(list(rows))
-        self._where = where & torch.tensor(list(chosen), device=where.device)[:, None]
+        self._where = (where & torch.tensor(list(chosen), device=where.device)[:, None]).to(self._device)
+        numbers = torch.tensor(list(rows), device=self._device)
+        self._of_rows = {layer: additions[numbers] for layer, additions in self._additions.items()}
         return None
 
     def _of(self, row: int, which: Literal["of_prompt", "of_response"]) -> bool:
