@@ -10,6 +10,7 @@ from numpy.lib.npyio import NpzFile
 
 LARGEST_DIFFERENCE = 1e-3
 LEAST_EQUAL_SHARE = 0.9
+_RESPONSE = "response_ids."
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,28 @@ class Agreement:
 def agreement(kept: Path, reference: Path) -> Agreement:
     """Compare the rows that two workers kept; ``reference`` has the norms."""
     with np.load(kept) as found, np.load(reference) as expected:
-        pairs = zip(found["response_ids"], expected["response_ids"], strict=True)
-        equal_tokens = [_equal_tokens(*pair) for pair in pairs]
-        n_rows, n_response = expected["response_ids"].shape
+        n_rows = sum(name.startswith(_RESPONSE) for name in expected)
+        n_turned = [_n_turned(found[f"{_RESPONSE}{row}"], expected[f"{_RESPONSE}{row}"]) for row in range(n_rows)]
         differences = [
-            _largest_difference(found, expected, row, n_response - equal)
-            for row, equal in enumerate(equal_tokens)
+            _largest_difference(found, expected, row, turned)
+            for row, turned in enumerate(n_turned)
             if f"scores.{row}" in found
         ]
         return Agreement(
-            n_equal=sum(equal == n_response for equal in equal_tokens),
+            n_equal=n_turned.count(0),
             n_rows=n_rows,
             n_checkpoints=len(found["checkpoints"]),
             largest_difference=float(np.max(differences, initial=0.0)),
         )
 
 
-def _equal_tokens(found: np.ndarray, expected: np.ndarray) -> int:
-    """How many tokens are equal before the first that is not."""
-    return int(np.cumprod(found == expected).sum())
+def _n_turned(found: np.ndarray, expected: np.ndarray) -> int:
+    """How many tokens there are from the first on that differs."""
+    return len(expected) - int(np.cumprod(found == expected).sum())
 
 
-def _largest_difference(found: NpzFile, expected: NpzFile, row: int, n_different: int) -> float:
+def _largest_difference(found: NpzFile, expected: NpzFile, row: int, n_turned: int) -> float:
     checkpoints = found["checkpoints"]
     scores, norms = expected[f"scores.{row}"][checkpoints], expected[f"norms.{row}"][checkpoints]
     differences = np.abs(found[f"scores.{row}"] - scores).max(axis=-1) / norms
-    return float(differences[:, : differences.shape[1] - n_different].max())
+    return float(differences[:, : differences.shape[1] - n_turned].max())

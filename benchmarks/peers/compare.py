@@ -11,11 +11,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from agreement import Agreement, agreement
 from contenders import CONTENDERS, Contender, Worker, python_of, working
-from workload import reference_night, write_workload
+from ways import Way
+from workload import WORKLOADS, write_workload
 
 from report import Measured, Setting, section, write_section
 from traitscope.cache import cache_directory
@@ -23,25 +25,57 @@ from traitscope.errors import RunError, TraitscopeError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 REFERENCE, UNIT = "traitscope", "generate"
-TRIES_PER_WIDTH = 2
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a comparison does of a workload unless it is told otherwise.
+
+    Attributes:
+        prompts: how many; None is all of them.
+        tries: runs of each way, of which the fastest counts.
+        rounds: timed runs of each contender.
+    """
+
+    prompts: int | None
+    widths: Sequence[int]
+    tries: int
+    rounds: int
+
+
+EFFORTS = {
+    "reference": Effort(prompts=None, widths=(20, 10), tries=2, rounds=7),
+    "ragged": Effort(prompts=96, widths=(32, 16), tries=1, rounds=3),
+}
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    arguments = _arguments()
     try:
         _compare(arguments)
     except TraitscopeError as error:
         sys.exit(f"error: {error}")
 
 
+def _arguments() -> argparse.Namespace:
+    """What was asked for, with the workload's own effort where nothing was."""
+    arguments = _parser().parse_args()
+    effort = EFFORTS[arguments.workload]
+    for name in ("prompts", "widths", "tries", "rounds"):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, getattr(effort, name))
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     peers = [contender.name for contender in CONTENDERS if contender.name not in (REFERENCE, UNIT)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=WORKLOADS, default="reference", help="what work (default: reference)")
+    parser.add_argument("--prompts", type=_positive, help="how many of the workload's prompts, evenly spread")
     parser.add_argument("--peers", nargs="+", choices=peers, default=peers, help="which to compare with")
-    parser.add_argument("--rounds", type=_positive, default=7, help="timed runs of each contender")
-    parser.add_argument(
-        "--widths", type=_positive, nargs="+", default=[20, 10], help="batch widths; each contender gets its best"
-    )
+    parser.add_argument("--rounds", type=_positive, help="timed runs of each contender")
+    parser.add_argument("--widths", type=_positive, nargs="+", help="batch widths; each contender gets its best")
+    parser.add_argument("--tries", type=_positive, help="runs of each width and order, to find a contender's best")
     parser.add_argument("--threads", type=_positive, help="threads of each contender; torch's own choice by default")
     parser.add_argument(
         "--environments",
@@ -65,39 +99,45 @@ def _compare(arguments: argparse.Namespace) -> None:
     environments = arguments.environments.expanduser().resolve()
     pythons = [python_of(contender, environments) for contender in contenders]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        workload = reference_night()
+        workload = WORKLOADS[arguments.workload]().part(arguments.prompts)
+        _say(f"{workload.name}: {len(workload.prompts)} prompts, {arguments.rounds} rounds: {workload.described}")
         write_workload(workload, Path(folder))
         workers = []
         for contender, python in zip(contenders, pythons, strict=True):
             _say(f"loading {contender.name}")
             workers.append(stack.enter_context(working(contender, python, Path(folder), arguments.threads)))
-        measured = _measure(contenders, workers, arguments, Path(folder))
+        measured = _measure(contenders, workers, arguments, len(workload.prompts), Path(folder))
         setting = Setting.here(workload, workers[0].threads, _command(arguments))
     text = section(measured, setting, reference=REFERENCE, unit=UNIT)
     print(text)
     if arguments.write:
-        write_section(PAGE, text)
+        write_section(PAGE, workload.name, text)
 
 
 def _measure(
-    contenders: Sequence[Contender], workers: Sequence[Worker], arguments: argparse.Namespace, folder: Path
+    contenders: Sequence[Contender],
+    workers: Sequence[Worker],
+    arguments: argparse.Namespace,
+    n_prompts: int,
+    folder: Path,
 ) -> list[Measured]:
-    agreements = _checked(workers, max(arguments.widths), folder)
-    measured = [
-        Measured(contender, worker.versions, agreed, _best_width(worker, arguments.widths))
-        for contender, worker, agreed in zip(contenders, workers, agreements, strict=True)
-    ]
+    ways = [[way for width in arguments.widths for way in c.ways(width, n_prompts)] for c in contenders]
+    agreements = _checked(workers, [of_contender[0] for of_contender in ways], folder)
+    measured = []
+    for contender, worker, to_try, agreed in zip(contenders, workers, ways, agreements, strict=True):
+        tried = _tried(worker, to_try, arguments.tries)
+        measured.append(Measured(contender, worker.versions, agreed, min(tried, key=tried.__getitem__), tried))
     for number in range(arguments.rounds):
         _say(f"round {number + 1} of {arguments.rounds}")
         first = number % len(workers)
         for index in [*range(first, len(workers)), *range(first)]:
-            measured[index].seconds.append(workers[index].run(measured[index].width))
+            measured[index].seconds.append(workers[index].run(measured[index].way))
     for entry, worker in zip(measured, workers, strict=True):
         entry.peak_bytes = worker.peak_bytes
     return measured
 
 
-def _checked(workers: Sequence[Worker], width: int, folder: Path) -> list[Agreement]:
+def _checked(workers: Sequence[Worker], ways: Sequence[Way], folder: Path) -> list[Agreement]:
     """The first run of each, which also warms it up.
 
     Raises:
@@ -105,8 +145,8 @@ def _checked(workers: Sequence[Worker], width: int, folder: Path) -> list[Agreem
     """
     kept = {worker.name: folder / f"{worker.name}.npz" for worker in workers}
     found = []
-    for worker in workers:
-        worker.run(width, keep=kept[worker.name])
+    for worker, way in zip(workers, ways, strict=True):
+        worker.run(way, keep=kept[worker.name])
         found.append(agreement(kept[worker.name], kept[REFERENCE]))
         if worker.name != REFERENCE:
             _say(f"{worker.name}: {found[-1]}")
@@ -115,20 +155,26 @@ def _checked(workers: Sequence[Worker], width: int, folder: Path) -> list[Agreem
     return found
 
 
-def _best_width(worker: Worker, widths: Sequence[int]) -> int:
-    if len(widths) == 1:
-        return widths[0]
-    fastest = {width: min(worker.run(width) for _ in range(TRIES_PER_WIDTH)) for width in widths}
-    _say(f"{worker.name}: " + ", ".join(f"{seconds:.2f} s at width {width}" for width, seconds in fastest.items()))
-    return min(fastest, key=fastest.__getitem__)
+def _tried(worker: Worker, ways: Sequence[Way], tries: int) -> dict[Way, float]:
+    """Seconds of each way to do the work; the fastest run of each counts."""
+    tried = {way: min(worker.run(way) for _ in range(tries)) for way in ways}
+    _say(f"{worker.name}: " + ", ".join(f"{seconds:.2f} s at {way}" for way, seconds in tried.items()))
+    return tried
 
 
 def _command(arguments: argparse.Namespace) -> str:
     """The command without the folder of the environments, which is this machine's affair."""
-    widths = " ".join(map(str, arguments.widths))
-    threads = f" --threads {arguments.threads}" if arguments.threads else ""
-    peers = "" if len(arguments.peers) == len(CONTENDERS) - 2 else " --peers " + " ".join(arguments.peers)
-    return f"python benchmarks/peers/compare.py --rounds {arguments.rounds} --widths {widths}{threads}{peers} --write"
+    options = {
+        "--workload": [arguments.workload],
+        "--prompts": [arguments.prompts] if arguments.prompts else [],
+        "--rounds": [arguments.rounds],
+        "--widths": arguments.widths,
+        "--tries": [arguments.tries],
+        "--threads": [arguments.threads] if arguments.threads else [],
+        "--peers": [] if len(arguments.peers) == len(CONTENDERS) - 2 else arguments.peers,
+    }
+    given = (f"{name} {' '.join(map(str, values))}" for name, values in options.items() if values)
+    return f"python benchmarks/peers/compare.py {' '.join(given)} --write"
 
 
 def _say(what: str) -> None:

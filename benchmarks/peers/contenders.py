@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from environments import python_of_peer
+from ways import Order, Way
 
 from traitscope.errors import RunError
 
@@ -25,15 +26,24 @@ class Contender:
     name: of ``worker_<name>.py``.
     environment: of ``requirements/<environment>.txt``; None is the one that this script runs in.
     captured: what it captures, in words.
+    refills: it takes the whole queue and orders it itself; the others get batches, in the better of two orders.
     """
 
     name: str
     environment: str | None
     captured: str
+    refills: bool = False
+
+    def ways(self, width: int, n_prompts: int) -> list[Way]:
+        """The ways to try at one width; one batch of all prompts has no order."""
+        if self.refills:
+            return [Way(width, "refilled")]
+        orders: tuple[Order, ...] = ("longest first", "file order") if width < n_prompts else ("file order",)
+        return [Way(width, order) for order in orders]
 
 
 CONTENDERS = (
-    Contender("traitscope", None, "all checkpoints, with norms and writes"),
+    Contender("traitscope", None, "all checkpoints, with norms and writes", refills=True),
     Contender("generate", "transformers", "nothing: the unit"),
     Contender("transformers", "transformers", "less: no `resid_mid`, no last `resid_post`"),
     Contender("nnsight", "nnsight", "all checkpoints"),
@@ -70,13 +80,13 @@ class Worker:
         self.versions: dict[str, str] = ready["versions"]
         self.threads: int = ready["threads"]
 
-    def run(self, width: int, keep: Path | None = None) -> float:
-        """Seconds that the whole workload took in batches of ``width``; its rows go to ``keep``, an .npz file.
+    def run(self, way: Way, keep: Path | None = None) -> float:
+        """Seconds that the whole workload took; its rows go to ``keep``, an .npz file.
 
         Raises:
             RunError: the worker ended instead of answering.
         """
-        request = json.dumps({"width": width, "keep": str(keep) if keep else None})
+        request = json.dumps({"width": way.width, "order": way.order, "keep": str(keep) if keep else None})
         try:
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()

@@ -12,32 +12,38 @@ from statistics import median
 
 from agreement import Agreement
 from contenders import Contender
+from ways import Way
 from workload import Workload
 
-_BEGIN, _END = "<!-- peers: begin -->", "<!-- peers: end -->"
+_TITLES = {"reference": "## Beside its peers", "ragged": "## Beside its peers, on ragged prompts"}
 _PAGE_TITLE = "# Performance\n\n"
 _HEAD = (
-    "| | width | seconds | generate = 1 | traitscope = 1 | tokens/s | peak memory | captured |\n"
+    "| | width, order | seconds | generate = 1 | traitscope = 1 | tokens/s | peak memory | captured |\n"
     "|---|---|---|---|---|---|---|---|"
 )
 
 
 @dataclass
 class Measured:
-    """What one contender did: ``seconds`` has one entry a round."""
+    """What one contender did in the ``way`` that was its fastest of those ``tried``.
+
+    ``tried`` has the seconds of each, ``seconds`` has one entry a round.
+    """
 
     contender: Contender
     versions: dict[str, str]
     agreement: Agreement
-    width: int
+    way: Way
+    tried: dict[Way, float]
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where, when and on what work a comparison was made."""
+    """Where, when and on what work (of the workload's ``name``) a comparison was made."""
 
+    name: str
     work: str
     machine: str
     made: str
@@ -47,19 +53,19 @@ class Setting:
     @classmethod
     def here(cls, workload: Workload, threads: int, command: str) -> Setting:
         n_traits, n_checkpoints, _ = workload.readers.shape
-        n_prompt_tokens = sum(map(len, workload.prompts))
         work = (
-            f"The reference night: {len(workload.prompts)} prompts ({n_prompt_tokens} tokens with their template) "
-            f"× {workload.max_new_tokens} new tokens, greedy, end-of-sequence tokens off, SmolLM2-135M-Instruct in "
+            f"Prompts: {workload.described}. {len(workload.prompts)} prompts of {workload.n_prompt_tokens} tokens, "
+            f"{workload.n_response_tokens} new tokens, greedy, end-of-sequence tokens off, SmolLM2-135M-Instruct in "
             f"float32; a score of each token at {n_checkpoints} checkpoints for {n_traits} traits (random unit "
-            "vectors). Model loads are not counted, nor are files: traitscope's decode loop stands beside the "
-            "peers', not its run directory."
+            "vectors). A batch of `generate` ends with its longest response; what shorter ones generate meanwhile is "
+            "dropped. Model loads are not counted, nor are files: traitscope's decode loop stands beside the peers', "
+            "not its run directory."
         )
         machine = (
             f"{_processor()}, torch on {threads} of {os.cpu_count()} cores, {platform.system()}, "
             f"Python {platform.python_version()}"
         )
-        return cls(work, machine, f"{datetime.now(UTC):%Y-%m-%d}", command, workload.n_response_tokens)
+        return cls(workload.name, work, machine, f"{datetime.now(UTC):%Y-%m-%d}", command, workload.n_response_tokens)
 
 
 def section(measured: Sequence[Measured], setting: Setting, *, reference: str, unit: str) -> str:
@@ -69,7 +75,7 @@ def section(measured: Sequence[Measured], setting: Setting, *, reference: str, u
     n_rounds = len(measured[0].seconds)
     return "\n".join(
         [
-            "## Beside its peers",
+            _TITLES[setting.name],
             "",
             setting.work,
             "",
@@ -77,13 +83,13 @@ def section(measured: Sequence[Measured], setting: Setting, *, reference: str, u
             *rows,
             "",
             f"Medians of {n_rounds} interleaved rounds in one run, smallest and largest in brackets; ratios are "
-            "paired by round. Each contender ran at the width that was its fastest of those tried. A peer with a "
+            "paired by round. Each contender ran in the way that was its fastest of those tried. A peer with a "
             "capture generates one token more, so that the last one asked for is read as well. Peak memory is the "
             "process's, its libraries and weights included.",
             "",
-            f"Versions, and agreement with {reference}, which was measured before anything was timed:",
+            f"Versions, agreement with {reference}, which was measured before anything was timed, and ways tried:",
             "",
-            *(_version_line(entry, reference) for entry in measured),
+            *(_contender_line(entry, reference) for entry in measured),
             "",
             f"Made on {setting.made} ({setting.machine}) by:",
             "",
@@ -92,19 +98,20 @@ def section(measured: Sequence[Measured], setting: Setting, *, reference: str, u
     )
 
 
-def write_section(page: Path, text: str) -> None:
-    """Put the section into the page between its marks, or at its end where it has none yet."""
-    marked = f"{_BEGIN}\n{text}\n{_END}\n"
+def write_section(page: Path, workload: str, text: str) -> None:
+    """Put a workload's section into the page between its marks, or at its end where it has none yet."""
+    begin, end = f"<!-- peers {workload}: begin -->", f"<!-- peers {workload}: end -->"
+    marked = f"{begin}\n{text}\n{end}\n"
     existing = page.read_text() if page.exists() else _PAGE_TITLE
-    before, begin, rest = existing.partition(_BEGIN)
-    after = rest.partition(f"{_END}\n")[2] if begin else ""
+    before, found, rest = existing.partition(begin)
+    after = rest.partition(f"{end}\n")[2] if found else ""
     page.write_text(f"{before.rstrip()}\n\n{marked}{after}")
 
 
 def _row(entry: Measured, reference: Sequence[float], unit: Sequence[float], n_response_tokens: int) -> str:
     cells = [
         entry.contender.name,
-        str(entry.width),
+        str(entry.way),
         _spread(entry.seconds),
         _spread(_ratios(entry.seconds, unit)),
         _spread(_ratios(entry.seconds, reference)),
@@ -115,10 +122,12 @@ def _row(entry: Measured, reference: Sequence[float], unit: Sequence[float], n_r
     return f"| {' | '.join(cells)} |"
 
 
-def _version_line(entry: Measured, reference: str) -> str:
+def _contender_line(entry: Measured, reference: str) -> str:
     name = entry.contender.name
     versions = ", ".join(f"{package} {version}" for package, version in entry.versions.items())
-    return f"- {name} ({versions})" if name == reference else f"- {name} ({versions}): {entry.agreement}"
+    agreed = [] if name == reference else [str(entry.agreement)]
+    tried = [f"{seconds:.2f} s at {way}" for way, seconds in entry.tried.items()]
+    return f"- {name} ({versions}): {'; '.join([*agreed, *tried])}"
 
 
 def _ratios(seconds: Sequence[float], others: Sequence[float]) -> list[float]:

@@ -1,7 +1,7 @@
 """The worker's side: answers each line on standard input with one line of JSON on standard output.
 
-A request is ``{"width": rows in a batch, "keep": file or null}``; the answer says how long the whole workload
-took and how much memory the process has used at most since it started.
+A request is ``{"width": rows in a batch, "order": of the prompts, "keep": file or null}``; the answer says how long
+the whole workload took and how much memory the process has used at most since it started.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+from ways import Way
 from workload import Workload, read_workload
 
 
@@ -26,7 +27,7 @@ class Row:
     """One generated row.
 
     Attributes:
-        response_ids: ``max_new_tokens`` token ids.
+        response_ids: as many token ids as the workload asks for.
         scores: ``[checkpoints given, prompt + response, n_traits]`` float32, or None without a capture.
         norms: ``[checkpoints given, prompt + response]`` float32, or None where they are not asked for.
     """
@@ -41,12 +42,12 @@ class Session:
     """A loaded contender.
 
     Attributes:
-        generate: one batch of prompts, as token ids, to one row each.
+        generate: does the whole workload in one way; its rows, in the workload's order.
         checkpoints: which of the workload's checkpoints its scores are of, by index.
         packages: whose versions matter.
     """
 
-    generate: Callable[[Sequence[Sequence[int]]], list[Row]]
+    generate: Callable[[Way], list[Row]]
     checkpoints: Sequence[int]
     packages: Sequence[str]
 
@@ -60,8 +61,9 @@ def serve(load: Callable[[Workload], Session]) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         started = time.perf_counter()
-        rows = _run(session, workload, request["width"])
+        rows = session.generate(Way(request["width"], request["order"]))
         seconds = time.perf_counter() - started
+        _refuse_other_lengths(rows, workload)
         if request["keep"]:
             _keep(rows, session.checkpoints, Path(request["keep"]))
         _answer(answers, {"seconds": seconds, "peak_bytes": _peak_bytes()})
@@ -79,15 +81,16 @@ def _answer(answers: TextIO, values: dict) -> None:
     answers.flush()
 
 
-def _run(session: Session, workload: Workload, width: int) -> list[Row]:
-    prompts = workload.prompts
-    batches = [prompts[start : start + width] for start in range(0, len(prompts), width)]
-    return [row for batch in batches for row in session.generate(batch)]
+def _refuse_other_lengths(rows: Sequence[Row], workload: Workload) -> None:
+    lengths = [len(row.response_ids) for row in rows]
+    if lengths != workload.lengths:
+        raise ValueError("responses are not as long as the workload says, so no time is compared")
 
 
 def _keep(rows: list[Row], checkpoints: Sequence[int], path: Path) -> None:
-    arrays = {"response_ids": np.array([row.response_ids for row in rows]), "checkpoints": np.array(checkpoints, int)}
+    arrays = {"checkpoints": np.array(checkpoints, int)}
     for number, row in enumerate(rows):
+        arrays[f"response_ids.{number}"] = np.array(row.response_ids)
         if row.scores is not None:
             arrays[f"scores.{number}"] = row.scores
         if row.norms is not None:

@@ -5,11 +5,11 @@ One token more than asked for is generated, so that the last one asked for is re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import nnsight
 import torch
-from batch import left_padded, load_transformers, reader_matrices, rows_with_scores
+from batch import Batch, in_batches, load_transformers, reader_matrices, rows_with_scores
 from nnsight import TransformersModel
 from serving import Row, Session, serve
 from transformers import AutoTokenizer
@@ -20,13 +20,13 @@ def load(workload: Workload) -> Session:
     tokenizer = AutoTokenizer.from_pretrained(workload.tokenizer)
     model = TransformersModel(load_transformers(workload), tokenizer=tokenizer, task="text-generation")
     readers = list(reader_matrices(workload))
-    n_steps = workload.max_new_tokens + 1
 
-    def generate(prompts: Sequence[Sequence[int]]) -> list[Row]:
+    def generate(batch: Batch) -> list[Row]:
         layers = model.model.layers
+        n_steps = batch.longest_response + 1
         with (
             torch.inference_mode(),
-            model.generate(left_padded(prompts), max_new_tokens=n_steps, do_sample=False) as tracer,
+            model.generate(batch.left_padded(), max_new_tokens=n_steps, do_sample=False) as tracer,
         ):
             steps = nnsight.save([])
             for _ in tracer.iter[:n_steps]:
@@ -36,9 +36,10 @@ def load(workload: Workload) -> Session:
                     scores.append(layer.output @ readers[2 * number + 2])
                 steps.append(torch.stack(scores))
             sequences = nnsight.save(tracer.result)
-        return rows_with_scores(prompts, sequences, torch.cat(steps, dim=2), workload.max_new_tokens)
+        return rows_with_scores(batch, sequences, torch.cat(steps, dim=2))
 
-    return Session(generate, range(len(readers)), ("nnsight", "torch", "transformers"))
+    in_way = partial(in_batches, workload, generate=generate)
+    return Session(in_way, range(len(readers)), ("nnsight", "torch", "transformers"))
 
 
 if __name__ == "__main__":

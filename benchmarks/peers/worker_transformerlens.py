@@ -7,11 +7,10 @@ well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
-from batch import left_padded, load_transformers, reader_matrices, rows_with_scores
+from batch import Batch, in_batches, load_transformers, reader_matrices, rows_with_scores
 from serving import Row, Session, serve
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
@@ -31,27 +30,28 @@ def load(workload: Workload) -> Session:
     readers = list(reader_matrices(workload))
     hook_names = [_hook_name(checkpoint) for checkpoint in workload.checkpoints]
 
-    def generate(prompts: Sequence[Sequence[int]]) -> list[Row]:
+    def generate(batch: Batch) -> list[Row]:
         scores: list[torch.Tensor] = []
 
         def project(state: torch.Tensor, hook: object, reader: torch.Tensor) -> None:
             scores.append(state @ reader)
 
         hooks = [(name, partial(project, reader=reader)) for name, reader in zip(hook_names, readers, strict=True)]
-        batch = left_padded(prompts)
+        padded = batch.left_padded()
         with torch.inference_mode(), bridge.hooks(fwd_hooks=hooks):
             sequences = bridge.hf_generate(
-                batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=workload.max_new_tokens + 1,
+                padded["input_ids"],
+                attention_mask=padded["attention_mask"],
+                max_new_tokens=batch.longest_response + 1,
                 stop_at_eos=False,
                 do_sample=False,
                 return_type="tokens",
             )
         of_checkpoint = [torch.cat(scores[index :: len(readers)], dim=1) for index in range(len(readers))]
-        return rows_with_scores(prompts, sequences, torch.stack(of_checkpoint), workload.max_new_tokens)
+        return rows_with_scores(batch, sequences, torch.stack(of_checkpoint))
 
-    return Session(generate, range(len(readers)), ("transformer-lens", "torch", "transformers"))
+    in_way = partial(in_batches, workload, generate=generate)
+    return Session(in_way, range(len(readers)), ("transformer-lens", "torch", "transformers"))
 
 
 def _hook_name(checkpoint: str) -> str:

@@ -7,10 +7,10 @@ asked for is read as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
-from batch import left_padded, load_transformers, reader_matrices, rows_with_scores
+from batch import Batch, in_batches, load_transformers, reader_matrices, rows_with_scores
 from serving import Row, Session, serve
 from workload import Workload
 
@@ -20,20 +20,21 @@ def load(workload: Workload) -> Session:
     checkpoints = range(0, len(workload.checkpoints) - 1, 2)
     readers = reader_matrices(workload)[checkpoints.start : checkpoints.stop : checkpoints.step]
 
-    def generate(prompts: Sequence[Sequence[int]]) -> list[Row]:
+    def generate(batch: Batch) -> list[Row]:
         with torch.inference_mode():
             output = model.generate(
-                **left_padded(prompts),
-                max_new_tokens=workload.max_new_tokens + 1,
+                **batch.left_padded(),
+                max_new_tokens=batch.longest_response + 1,
                 do_sample=False,
                 output_hidden_states=True,
                 return_dict_in_generate=True,
             )
             layers = list(zip(*output.hidden_states, strict=True))[:-1]
             scores = torch.stack([torch.cat(steps, dim=1) @ r for steps, r in zip(layers, readers, strict=True)])
-        return rows_with_scores(prompts, output.sequences, scores, workload.max_new_tokens)
+        return rows_with_scores(batch, output.sequences, scores)
 
-    return Session(generate, list(checkpoints), ("torch", "transformers"))
+    in_way = partial(in_batches, workload, generate=generate)
+    return Session(in_way, list(checkpoints), ("torch", "transformers"))
 
 
 if __name__ == "__main__":

@@ -26,17 +26,22 @@ class Ceilings:
 
 
 def measured_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """The ceilings of ``device`` in ``dtype``; measured in about a second, then remembered.
-
-    The best of several tries counts: a ceiling is what the machine can do when nothing else runs.
-    """
+    """The ceilings of ``device`` in ``dtype``; measured once, then remembered."""
     name = f"ceilings-{device_name(device)}-{str(dtype).removeprefix('torch.')}"
     remembered = read_cached_json("machine", name)
     if remembered is not None:
         return Ceilings(**remembered)
-    found = Ceilings(_copy_rate(device), _matrix_rate(device, dtype))
+    found = fresh_ceilings(device, dtype)
     write_cached_json("machine", name, asdict(found))
     return found
+
+
+def fresh_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """The ceilings of now, in about a second.
+
+    The best of several tries counts: a ceiling is what the machine can do when nothing else runs.
+    """
+    return Ceilings(_copy_rate(device), _matrix_rate(device, dtype))
 
 
 def device_name(device: torch.device) -> str:
