@@ -123,11 +123,23 @@ def _counted(side: Side, workload: Workload, model: LanguageModel) -> tuple[list
 
 def _show(sides: Sequence[Side], counted: Sequence[tuple[list[Pass], list[list[int]]]], workload: Workload) -> None:
     better = min((side for side in sides if side.name in (SORTED, UNSORTED)), key=lambda side: median(side.seconds))
-    print(f"\n`generate` = 1 is the faster one: {better.name}. Medians of {len(better.seconds)} paired rounds.\n")
+    print(f"\n`generate` = 1 is the faster one: {better.name}. Medians of {len(better.seconds)} paired rounds.")
     print(
-        "| | width | seconds | generate = 1 | tokens/s | passes | rows that gave a token | tokens not padding | equal |"
+        "Used: rows of passes that gave a token asked for; prompt and response tokens over tokens that passes read.\n"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    heads = (
+        "",
+        "width",
+        "seconds",
+        "generate = 1",
+        "tokens/s",
+        "passes",
+        "rows used",
+        "tokens used",
+        "equal responses",
+    )
+    print(f"| {' | '.join(heads)} |")
+    print("|" + "---|" * len(heads))
     expected = counted[0][1]
     for side, (passes, responses) in zip(sides, counted, strict=True):
         cells = [
@@ -138,14 +150,13 @@ def _show(sides: Sequence[Side], counted: Sequence[tuple[list[Pass], list[list[i
             f"{workload.n_response_tokens / median(side.seconds):.0f}",
             str(len(passes)),
             f"{workload.n_response_tokens / sum(p.rows for p in passes):.1%}",
-            f"{_useful_share(workload, passes):.1%}",
+            f"{_share_of_tokens_used(workload, passes):.1%}",
             f"{sum(map(list.__eq__, responses, expected))} of {len(expected)}",
         ]
         print(f"| {' | '.join(cells)} |")
 
 
-def _useful_share(workload: Workload, passes: Sequence[Pass]) -> float:
-    """Of the tokens that were read: how many are prompt or response. Shared beginnings are read less than once each."""
+def _share_of_tokens_used(workload: Workload, passes: Sequence[Pass]) -> float:
     return (workload.n_prompt_tokens + workload.n_response_tokens) / sum(p.rows * p.tokens for p in passes)
 
 
