@@ -60,7 +60,7 @@ def reader_matrices(workload: Workload) -> torch.Tensor:
     return torch.from_numpy(workload.readers).permute(1, 2, 0).contiguous()
 
 
-def in_batches(workload: Workload, way: Way, generate: Callable[[Batch], list[Row]]) -> list[Row]:
+def in_batches(generate: Callable[[Batch], list[Row]], workload: Workload, way: Way) -> list[Row]:
     """The rows of the workload in its own order, generated batch by batch."""
     rows: dict[int, Row] = {}
     for numbers in way.batches(workload.prompts):
@@ -77,7 +77,7 @@ def plainly_generated(model: Any, workload: Workload, way: Way) -> list[Row]:
             sequences = model.generate(**batch.left_padded(), max_new_tokens=batch.longest_response, do_sample=False)
         return rows_without_scores(batch, sequences)
 
-    return in_batches(workload, way, generate)
+    return in_batches(generate, workload, way)
 
 
 def rows_without_scores(batch: Batch, sequences: torch.Tensor) -> list[Row]:

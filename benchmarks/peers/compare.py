@@ -1,7 +1,7 @@
 """traitscope beside nnsight, TransformerLens and transformers, on the same work in one interleaved run.
 
 Each contender is a process of its own, in an environment of its own, and only one of them works at a time. The
-tokens and scores of each are compared with traitscope's before anything is timed.
+tokens and scores of each are compared with traitscope's before the timed rounds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from agreement import Agreement, agreement
 from contenders import CONTENDERS, Contender, Worker, python_of, working
+from tries import Tries
 from ways import Way
 from workload import WORKLOADS, write_workload
 
@@ -45,7 +46,7 @@ class Effort:
 
 EFFORTS = {
     "reference": Effort(prompts=None, widths=(20, 10), tries=2, rounds=7),
-    "ragged": Effort(prompts=96, widths=(32, 16), tries=1, rounds=3),
+    "ragged": Effort(prompts=48, widths=(32, 16), tries=1, rounds=3),
 }
 
 
@@ -121,12 +122,14 @@ def _measure(
     n_prompts: int,
     folder: Path,
 ) -> list[Measured]:
-    ways = [[way for width in arguments.widths for way in c.ways(width, n_prompts)] for c in contenders]
-    agreements = _checked(workers, [of_contender[0] for of_contender in ways], folder)
     measured = []
-    for contender, worker, to_try, agreed in zip(contenders, workers, ways, agreements, strict=True):
-        tried = _tried(worker, to_try, arguments.tries)
-        measured.append(Measured(contender, worker.versions, agreed, min(tried, key=tried.__getitem__), tried))
+    for contender, worker in zip(contenders, workers, strict=True):
+        tries = Tries(worker, arguments.tries)
+        tries.run(Way(arguments.widths[0], contender.orders[0]), keep=_kept(folder, worker.name))
+        agreed = _agreed(folder, worker.name)
+        tries.try_all(contender.orders, arguments.widths, n_prompts)
+        measured.append(Measured(contender, worker.versions, agreed, tries.best, tries.fastest))
+        _say(f"{worker.name}: {measured[-1].checked}")
     for number in range(arguments.rounds):
         _say(f"round {number + 1} of {arguments.rounds}")
         first = number % len(workers)
@@ -137,29 +140,22 @@ def _measure(
     return measured
 
 
-def _checked(workers: Sequence[Worker], ways: Sequence[Way], folder: Path) -> list[Agreement]:
-    """The first run of each, which also warms it up.
+def _kept(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npz"
+
+
+def _agreed(folder: Path, name: str) -> Agreement | None:
+    """How a contender's kept rows agree with the reference's, which were kept before; None for the reference.
 
     Raises:
-        RunError: a contender computes something else.
+        RunError: the contender computes something else.
     """
-    kept = {worker.name: folder / f"{worker.name}.npz" for worker in workers}
-    found = []
-    for worker, way in zip(workers, ways, strict=True):
-        worker.run(way, keep=kept[worker.name])
-        found.append(agreement(kept[worker.name], kept[REFERENCE]))
-        if worker.name != REFERENCE:
-            _say(f"{worker.name}: {found[-1]}")
-        if not found[-1].is_same_work:
-            raise RunError(f"{worker.name}: {found[-1]}; it does other work than {REFERENCE}, so no time is compared")
+    if name == REFERENCE:
+        return None
+    found = agreement(_kept(folder, name), _kept(folder, REFERENCE))
+    if not found.is_same_work:
+        raise RunError(f"{name}: {found}; it does other work than {REFERENCE}, so no time is compared")
     return found
-
-
-def _tried(worker: Worker, ways: Sequence[Way], tries: int) -> dict[Way, float]:
-    """Seconds of each way to do the work; the fastest run of each counts."""
-    tried = {way: min(worker.run(way) for _ in range(tries)) for way in ways}
-    _say(f"{worker.name}: " + ", ".join(f"{seconds:.2f} s at {way}" for way, seconds in tried.items()))
-    return tried
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -34,12 +34,10 @@ class Contender:
     captured: str
     refills: bool = False
 
-    def ways(self, width: int, n_prompts: int) -> list[Way]:
-        """The ways to try at one width; one batch of all prompts has no order."""
-        if self.refills:
-            return [Way(width, "refilled")]
-        orders: tuple[Order, ...] = ("longest first", "file order") if width < n_prompts else ("file order",)
-        return [Way(width, order) for order in orders]
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Those in which it can do the work."""
+        return ("refilled",) if self.refills else ("longest first", "file order")
 
 
 CONTENDERS = (

@@ -27,16 +27,22 @@ _HEAD = (
 class Measured:
     """What one contender did in the ``way`` that was its fastest of those ``tried``.
 
-    ``tried`` has the seconds of each, ``seconds`` has one entry a round.
+    ``tried`` has the seconds of each, ``seconds`` has one entry a round; the reference agrees with nothing but itself.
     """
 
     contender: Contender
     versions: dict[str, str]
-    agreement: Agreement
+    agreement: Agreement | None
     way: Way
     tried: dict[Way, float]
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+
+    @property
+    def checked(self) -> str:
+        """What was found out before the timed rounds."""
+        agreed = [str(self.agreement)] if self.agreement else []
+        return "; ".join([*agreed, *(f"{seconds:.2f} s at {way}" for way, seconds in self.tried.items())])
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,9 @@ def section(measured: Sequence[Measured], setting: Setting, *, reference: str, u
             "capture generates one token more, so that the last one asked for is read as well. Peak memory is the "
             "process's, its libraries and weights included.",
             "",
-            f"Versions, agreement with {reference}, which was measured before anything was timed, and ways tried:",
+            f"Versions, agreement with {reference}, which was checked before the timed rounds, and ways tried:",
             "",
-            *(_contender_line(entry, reference) for entry in measured),
+            *(_contender_line(entry) for entry in measured),
             "",
             f"Made on {setting.made} ({setting.machine}) by:",
             "",
@@ -122,12 +128,10 @@ def _row(entry: Measured, reference: Sequence[float], unit: Sequence[float], n_r
     return f"| {' | '.join(cells)} |"
 
 
-def _contender_line(entry: Measured, reference: str) -> str:
+def _contender_line(entry: Measured) -> str:
     name = entry.contender.name
     versions = ", ".join(f"{package} {version}" for package, version in entry.versions.items())
-    agreed = [] if name == reference else [str(entry.agreement)]
-    tried = [f"{seconds:.2f} s at {way}" for way, seconds in entry.tried.items()]
-    return f"- {name} ({versions}): {'; '.join([*agreed, *tried])}"
+    return f"- {name} ({versions}): {entry.checked}"
 
 
 def _ratios(seconds: Sequence[float], others: Sequence[float]) -> list[float]:

@@ -21,6 +21,8 @@ import numpy as np
 from ways import Way
 from workload import Workload, read_workload
 
+_WARM_UP_ROWS = 2
+
 
 @dataclass(frozen=True)
 class Row:
@@ -42,26 +44,27 @@ class Session:
     """A loaded contender.
 
     Attributes:
-        generate: does the whole workload in one way; its rows, in the workload's order.
+        generate: does a workload in one way; its rows, in the workload's order.
         checkpoints: which of the workload's checkpoints its scores are of, by index.
         packages: whose versions matter.
     """
 
-    generate: Callable[[Way], list[Row]]
+    generate: Callable[[Workload, Way], list[Row]]
     checkpoints: Sequence[int]
     packages: Sequence[str]
 
 
 def serve(load: Callable[[Workload], Session]) -> None:
-    """Load, say that the contender is ready, and run the workload as often as asked."""
+    """Load, warm up, say that the contender is ready, and run the workload as often as asked."""
     answers = _answers_apart_from_prints()
     workload = read_workload(Path(sys.argv[1]))
     session = load(workload)
+    session.generate(workload.part(_WARM_UP_ROWS), Way(_WARM_UP_ROWS, "file order"))
     _answer(answers, {"versions": {name: version(name) for name in session.packages}, "threads": _threads()})
     for line in sys.stdin:
         request = json.loads(line)
         started = time.perf_counter()
-        rows = session.generate(Way(request["width"], request["order"]))
+        rows = session.generate(workload, Way(request["width"], request["order"]))
         seconds = time.perf_counter() - started
         _refuse_other_lengths(rows, workload)
         if request["keep"]:

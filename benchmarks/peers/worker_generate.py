@@ -10,8 +10,7 @@ from workload import Workload
 
 
 def load(workload: Workload) -> Session:
-    generate = partial(plainly_generated, load_transformers(workload), workload)
-    return Session(generate, (), ("torch", "transformers"))
+    return Session(partial(plainly_generated, load_transformers(workload)), (), ("torch", "transformers"))
 
 
 if __name__ == "__main__":

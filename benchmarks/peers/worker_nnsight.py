@@ -38,8 +38,7 @@ def load(workload: Workload) -> Session:
             sequences = nnsight.save(tracer.result)
         return rows_with_scores(batch, sequences, torch.cat(steps, dim=2))
 
-    in_way = partial(in_batches, workload, generate=generate)
-    return Session(in_way, range(len(readers)), ("nnsight", "torch", "transformers"))
+    return Session(partial(in_batches, generate), range(len(readers)), ("nnsight", "torch", "transformers"))
 
 
 if __name__ == "__main__":

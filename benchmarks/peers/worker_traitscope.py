@@ -11,7 +11,7 @@ from workload import Workload
 def load(workload: Workload) -> Session:
     model, bank = load_own(), bank_of(workload)
 
-    def generate(way: Way) -> list[Row]:
+    def generate(workload: Workload, way: Way) -> list[Row]:
         rows = decoded(model, workload, way.width, bank)
         return [Row(row.response_ids, row.trace.scores, row.trace.norms) for row in rows]
 

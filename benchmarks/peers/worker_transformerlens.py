@@ -50,8 +50,7 @@ def load(workload: Workload) -> Session:
         of_checkpoint = [torch.cat(scores[index :: len(readers)], dim=1) for index in range(len(readers))]
         return rows_with_scores(batch, sequences, torch.stack(of_checkpoint))
 
-    in_way = partial(in_batches, workload, generate=generate)
-    return Session(in_way, range(len(readers)), ("transformer-lens", "torch", "transformers"))
+    return Session(partial(in_batches, generate), range(len(readers)), ("transformer-lens", "torch", "transformers"))
 
 
 def _hook_name(checkpoint: str) -> str:

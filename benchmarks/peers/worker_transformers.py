@@ -33,8 +33,7 @@ def load(workload: Workload) -> Session:
             scores = torch.stack([torch.cat(steps, dim=1) @ r for steps, r in zip(layers, readers, strict=True)])
         return rows_with_scores(batch, output.sequences, scores)
 
-    in_way = partial(in_batches, workload, generate=generate)
-    return Session(in_way, list(checkpoints), ("torch", "transformers"))
+    return Session(partial(in_batches, generate), list(checkpoints), ("torch", "transformers"))
 
 
 if __name__ == "__main__":
