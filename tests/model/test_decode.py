@@ -146,7 +146,8 @@ def test_a_row_is_the_same_alone_and_in_any_batch(tiny: Callable[..., LanguageMo
 
 
 SIZES = {
-    "_FREE_SHARE": st.sampled_from([0.01, 1 / 6, 0.6]),
+    "_JOINING_SHARE": st.sampled_from([{}, {"cpu": 0.01}, {"cpu": 0.6}]),
+    "_LEAVING_SHARE": st.sampled_from([0.01, 0.3, 0.6]),
     "_SPARE_SLOTS": st.integers(0, 5),
     "_WORTH_DROPPING": st.integers(1, 5),
     "_PREFILL_TOKENS": st.integers(1, 40),

@@ -34,8 +34,12 @@ from traitscope.model.sharing import Sharing, nothing_shared, shared_by
 from traitscope.model.static_step import StaticStep, refuse_different
 from traitscope.model.steering import Pushes, Steering, pushing, steers_prompt
 
-_FREE_SHARE = 1 / 6
-"""Of the slots: so many are free before rows join or the batch narrows, since either costs a pass or a copy."""
+_JOINING_SHARE = {"cpu": 1 / 16}
+_JOINING_SHARE_ELSEWHERE = 1 / 3
+"""Of the slots: so many are free before waiting rows join, since joining costs a pass, which takes as long as about one
+step on a CPU and as several compiled ones on an accelerator."""
+_LEAVING_SHARE = 1 / 6
+"""Of the slots: so many are free before the batch narrows, since narrowing copies the cache."""
 _SPARE_SLOTS = 64
 """How many steps the cache has room for beyond the longest row, before what no row needs is dropped from its front."""
 _WORTH_DROPPING = 32
@@ -269,6 +273,7 @@ class DecodeLoop:
         self._run_prefix = run_prefix or RunPrefix()
         self._pushes, self._shares = pushes, shares
         self._plain_cache = can_share(model)
+        self._joining_share = _JOINING_SHARE.get(model.device.type, _JOINING_SHARE_ELSEWHERE)
         self._flight: _Flight | None = None
         self._unseen = _Unseen(capture, _steps_between_looks(model.device))
         self._capture = capture
@@ -355,14 +360,13 @@ class DecodeLoop:
     def _reseat(self, flight: _Flight) -> None:
         """Give the slots of rows that have ended to waiting ones, or take them out, once there are enough of them."""
         free = [slot for slot, row in enumerate(flight.rows) if row is None or self._rows[row].ended]
-        enough = math.ceil(_FREE_SHARE * len(flight.rows))
         if len(free) == len(flight.rows):
             self._flight = None
             return
         if self._waiting and self._plain_cache:
-            if len(free) >= min(enough, len(self._waiting)):
+            if len(free) >= min(math.ceil(self._joining_share * len(flight.rows)), len(self._waiting)):
                 self._join(flight, free)
-        elif len(free) >= enough and flight.static is None:
+        elif flight.static is None and len(free) >= _LEAVING_SHARE * len(flight.rows):
             flight.select([slot for slot in range(len(flight.rows)) if slot not in free])
         self._settled(flight)
 
