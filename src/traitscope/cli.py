@@ -19,6 +19,7 @@ from traitscope.cli_options import (
     AsJson,
     AutoOrNumber,
     Device,
+    Devices,
     Dtype,
     Model,
     TrustRemoteCode,
@@ -78,6 +79,7 @@ def run(
     model: Model = None,
     out: Out = _DEFAULT_OUT,
     device: Device = "auto",
+    devices: Devices = None,
     dtype: Dtype = "auto",
     batch_size: AutoOrNumber = "auto",
     shard_size: AutoOrNumber = "auto",
@@ -95,6 +97,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a suite in one pass, or go on with a run."""
+    _refuse_both(device, devices)
     tracking = _tracking(track)
     width = _auto_or_number("--batch-size", batch_size)
     per_shard = _auto_or_number("--shard-size", shard_size)
@@ -104,16 +107,27 @@ def run(
                 "--batch-size, --shard-size, --dry-run and --retime do not go with --resume: the run is frozen"
             )
         with tracking:
-            _resume(resume, suite, model, max_new_tokens, device, dtype, tracking, retry_failed=retry_failed, deep=deep)
+            _resume(
+                resume,
+                suite,
+                model,
+                max_new_tokens,
+                device,
+                devices,
+                dtype,
+                tracking,
+                retry_failed=retry_failed,
+                deep=deep,
+            )
             _finish(resume, as_json, tracking)
         return
     if retry_failed or deep:
         raise InputError("--retry-failed and --deep need --resume RUN_DIR")
     loaded = _loaded_suite(suite or _DEFAULT_SUITE, model, max_new_tokens)
     if dry_run:
-        _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code), width, as_json)
+        _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code, devices), width, as_json)
         return
-    prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code)
+    prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code, devices)
     with tracking:
         run_dir = _start(
             prepared,
@@ -132,6 +146,7 @@ def plan(
     suite: Annotated[str, typer.Argument(help=_SUITE_HELP)] = _DEFAULT_SUITE,
     model: Model = None,
     device: Device = "auto",
+    devices: Devices = None,
     dtype: Dtype = "auto",
     batch_size: AutoOrNumber = "auto",
     max_new_tokens: MaxNewTokens = None,
@@ -144,12 +159,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a suite comes down to and what it will cost, without loading the model."""
+    _refuse_both(device, devices)
     if memory is not None:
         _show_sizes(model, memory, dtype, trust_remote_code, as_json)
         return
     width = _auto_or_number("--batch-size", batch_size)
     loaded = _loaded_suite(suite, model, max_new_tokens)
-    _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code), width, as_json)
+    _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code, devices), width, as_json)
 
 
 @app.command()
@@ -309,13 +325,26 @@ def _loaded_suite(name: str, model: str | None, max_new_tokens: int | None) -> L
     return load_suite(name).with_overrides(model=model, max_new_tokens=max_new_tokens)
 
 
-def _prepared(loaded: LoadedSuite, device: str, dtype: str, allow_foreign: bool, trust_remote_code: bool) -> Prepared:
+def _refuse_both(device: str, devices: str | None) -> None:
+    if devices is not None and device != "auto":
+        raise InputError("--device and --devices: give one of them")
+
+
+def _prepared(
+    loaded: LoadedSuite,
+    device: str,
+    dtype: str,
+    allow_foreign: bool,
+    trust_remote_code: bool,
+    devices: str | None = None,
+) -> Prepared:
     with _quick_imports():
         from traitscope.run.prepare import prepare
 
         return prepare(
             loaded,
             device=device,
+            devices=devices,
             dtype=dtype,
             allow_foreign=allow_foreign,
             trust_remote_code=trust_remote_code,
@@ -363,23 +392,35 @@ def _resume(
     model: str | None,
     max_new_tokens: int | None,
     device: str,
+    devices: str | None,
     dtype: str,
     tracking: Tracking,
     *,
     retry_failed: bool,
     deep: bool,
 ) -> None:
+    from traitscope.run.devices import choose_devices
     from traitscope.run.night import resume_run
     from traitscope.run.progress import default_reporter
     from traitscope.run.same_inputs import refuse_other_inputs
 
-    refuse_other_inputs(run_dir, suite=suite, model=model, max_new_tokens=max_new_tokens, device=device, dtype=dtype)
+    chosen = choose_devices(devices) if devices is not None else ()
+    refuse_other_inputs(
+        run_dir,
+        suite=suite,
+        model=model,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        devices=chosen,
+        dtype=dtype,
+    )
     reporter = default_reporter()
     resume_run(
         run_dir,
         retry_failed=retry_failed,
         deep=deep,
         reporter=reporter,
+        devices=chosen,
         tracking=tracking,
         on_end=report_at_end,
     )

@@ -16,6 +16,10 @@ _PIPED_WIDTH = 140
 
 Model = Annotated[str | None, typer.Option(help="smollm2-135m, a hub id, a directory or a GGUF file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Devices = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Instead of --device: one worker process each, e.g. cuda:0,cuda:1."),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 AutoOrNumber = Annotated[str, typer.Option(metavar="auto|N")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

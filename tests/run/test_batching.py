@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from traitscope.model.sampling import Sampling
-from traitscope.run.batching import SHARD_BYTES, make_batches, make_shards
+from traitscope.run.batching import SHARD_BYTES, make_batches, make_shards, most_per_shard
 from traitscope.run.engine import GenerationTask
 from traitscope.suite.rendering import Rendered
 
@@ -21,9 +21,10 @@ def _task(number: int, n_prompt: int, temperature: float) -> GenerationTask:
     width=st.integers(1, 9),
     shard_size=st.one_of(st.none(), st.integers(1, 20)),
     seconds=st.one_of(st.none(), st.floats(0.1, 200)),
+    most=st.one_of(st.none(), st.integers(1, 20)),
 )
 def test_every_generation_is_in_one_batch_of_one_shard(
-    tasks: list[tuple[int, float]], width: int, shard_size: int | None, seconds: float | None
+    tasks: list[tuple[int, float]], width: int, shard_size: int | None, seconds: float | None, most: int | None
 ) -> None:
     asked = [_task(number, *given) for number, given in enumerate(tasks)]
     batches = make_batches(asked)
@@ -37,10 +38,20 @@ def test_every_generation_is_in_one_batch_of_one_shard(
         shard_size=shard_size,
         seconds_per_turn=seconds,
         bytes_of=lambda task: 1000 * (task.n_prompt + 10),
+        most=most,
     )
+    assert most is None or max(shard.n_generations - len(shard.too_long) for shard in shards) <= most
     found = [generation for shard in shards for batch in shard.batches for generation in batch]
     assert sorted(found) == sorted(task.id for task in asked)
     assert [shard.too_long for shard in shards] == [("long",), *[()] * (len(shards) - 1)]
+
+
+def test_several_workers_have_shards_to_share_and_rows_to_generate_together() -> None:
+    assert most_per_shard(93, width=32, n_workers=1) is None
+    assert most_per_shard(1000, width=32, n_workers=2) == 125  # four shards each
+    assert most_per_shard(93, width=32, n_workers=2) == 32  # as wide as one worker generates
+    assert most_per_shard(20, width=32, n_workers=2) == 10  # one shard each
+    assert most_per_shard(3, width=32, n_workers=4) == 1
 
 
 def test_a_shard_is_closed_before_its_captures_fill_the_memory() -> None:

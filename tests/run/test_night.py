@@ -40,7 +40,7 @@ from traitscope.run import engine as engine_module
 from traitscope.run import night as night_module
 from traitscope.run import pace as pace_module
 from traitscope.run import progress as progress_module
-from traitscope.run import session as session_module
+from traitscope.run import workbench as workbench_module
 from traitscope.run.interruption import Interrupted
 from traitscope.run.lock import is_locked, locked
 from traitscope.run.night import resume_run
@@ -65,9 +65,9 @@ def _resume(run_dir: Path, **options: Any) -> None:
 
 def _stopped_after(run: int, tmp_path: Path, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was interrupted after some shards."""
-    stop = failing(session_module.commit_shard, Interrupted("stop"), after=run)
+    stop = failing(workbench_module.commit_shard, Interrupted("stop"), after=run)
     with monkeypatch.context() as patched:
-        patched.setattr(session_module, "commit_shard", stop)
+        patched.setattr(workbench_module, "commit_shard", stop)
         with pytest.raises(Interrupted):
             run_suite(write_suite(tmp_path, tiny_directory), tmp_path / "runs")
     (run_dir,) = (tmp_path / "runs").iterdir()
@@ -268,7 +268,7 @@ def _interrupting(real: Any, after: int) -> Any:
     ("where", "name", "after", "verified"),
     [
         (opened_module, "open_layers", 1, True),
-        (session_module, "verify_run", 0, False),
+        (workbench_module, "verify_run", 0, False),
         (engine_module, "decode", 6, False),  # in the last shard, which is finished
     ],
 )

@@ -147,20 +147,32 @@ def test_a_heartbeat_counts_work_once_and_writes_seldom(tmp_path: Path, monkeypa
     monkeypatch.setattr(heartbeat_module.time, "monotonic", lambda: now)
     heartbeat = Heartbeat(EventLog(tmp_path), total=100, done=20, memory=lambda: {"resident_bytes": 7})
     for _ in range(30):
-        heartbeat.tokens(1)
+        heartbeat.tokens(0, 1)
     assert events_of_last_session(tmp_path) == []
     now = 106.0
-    heartbeat.tokens(0)
-    heartbeat.batch(40)  # 10 tokens were not generated, as responses ended early
+    heartbeat.tokens(0, 0)
+    heartbeat.batch(0, 40)  # 10 tokens were not generated, as responses ended early
     for _ in range(60):  # a batch that was split and tried again generates more than its work
-        heartbeat.tokens(1)
-    heartbeat.batch(40)
+        heartbeat.tokens(0, 1)
+    heartbeat.batch(0, 40)
     now = 108.0
     heartbeat.beat()
     first, last = events_of_last_session(tmp_path)
     assert (first["done"], first["session_done"], first["tokens_per_second"]) == (50, 30, 5.0)
     assert (last["done"], last["tokens"], last["tokens_per_second"], last["seconds"]) == (100, 90, 30.0, 8.0)
     assert last["resident_bytes"] == 7
+
+
+def test_what_a_lost_worker_did_is_not_done(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(EventLog(tmp_path), total=100, done=20, memory=dict)
+    for shard in (0, 1):
+        heartbeat.batch(shard, 10)
+        heartbeat.tokens(shard, 5)
+    assert heartbeat.done == 30
+    heartbeat.lost(1)
+    assert heartbeat.done == 15
+    heartbeat.committed(0, 40)
+    assert heartbeat.done == 40
 
 
 def test_a_run_leaves_a_heartbeat_that_ends_at_all_of_its_work(finished: Path) -> None:

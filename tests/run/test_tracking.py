@@ -19,7 +19,7 @@ from traitscope.captures.reading import open_run
 from traitscope.captures.summaries import mean_z
 from traitscope.errors import InputError
 from traitscope.run import night as night_module
-from traitscope.run import session as session_module
+from traitscope.run import workbench as workbench_module
 from traitscope.run.interruption import Interrupted
 from traitscope.run.tracking import Tracking, find_tracker
 
@@ -123,10 +123,10 @@ def test_a_run_that_is_interrupted_and_resumed_finishes_twice_and_goes_on_counti
     tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
-    stop = failing(session_module.commit_shard, Interrupted("stop"), after=3)
+    stop = failing(workbench_module.commit_shard, Interrupted("stop"), after=3)
     suite = write_suite(tmp_path, tiny_directory, n_prompts=4)
     with monkeypatch.context() as patched:
-        patched.setattr(session_module, "commit_shard", stop)
+        patched.setattr(workbench_module, "commit_shard", stop)
         with pytest.raises(Interrupted), Tracking(recorder) as tracking:
             run_suite(suite, tmp_path / "runs", tracking=tracking)
     (run_dir,) = (tmp_path / "runs").iterdir()

@@ -34,6 +34,7 @@ def test_work_is_counted_and_rated_against_the_ceilings(tiny: Callable[..., Lang
         ForwardWork(passes=10, tokens=10, logit_rows=10, seconds=2.0),
         generated_tokens=8,
         generating_seconds=4.0,
+        wall_seconds=2.0,  # of two workers
         facts=facts,
         dtype=torch.float32,
         ceilings=Ceilings(copy_bytes_per_second=1e9, flops_per_second=1e9),
@@ -42,7 +43,7 @@ def test_work_is_counted_and_rated_against_the_ceilings(tiny: Callable[..., Lang
         advice="",
     )
     assert used is not None
-    assert (used.tokens_per_second, used.forward_share) == (2.0, 0.5)
+    assert (used.tokens_per_second, used.forward_share) == (4.0, 0.5)
     assert used.weight_bytes_per_second == pytest.approx(10 * facts.n_parameters * 4 / 2.0)
     assert used.of_copy == pytest.approx(used.weight_bytes_per_second / 1e9)
     assert used.flops_per_second == pytest.approx(facts.forward_flops(10, 10) / 2.0)

@@ -10,7 +10,7 @@ from typing import Any
 from traitscope.captures.schema import FORMAT_VERSION
 from traitscope.errors import InputError, RunError
 
-_PARTS_OF_A_PLAN = ("model", "device", "dtype", "checkpoints", "traits", "generations", "shards", "estimate", "inputs")
+_PARTS_OF_A_PLAN = ("model", "devices", "dtype", "checkpoints", "traits", "generations", "shards", "estimate", "inputs")
 _DONE = re.compile(r"(\d{4,})\.done\.json")
 
 

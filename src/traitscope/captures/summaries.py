@@ -69,6 +69,8 @@ def cost_of(run_dir: Path) -> dict[str, Any]:
         "sessions": len(sessions),
         "model_loads": sum(session["model_loads"] for session in sessions),
         "seconds": seconds,
+        "workers": max((len(session["devices"]) for session in sessions), default=1),
+        "generating_wall_seconds": sum(session["generating_wall_seconds"] for session in sessions),
         "peak_memory_bytes": max(map(_peak_memory_bytes, sessions), default=None),
         "disk_bytes": _captured_bytes(run_dir),
         "utilisation": next((s["utilisation"] for s in reversed(sessions) if s["utilisation"]), None),

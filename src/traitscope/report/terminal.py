@@ -51,7 +51,7 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
             f"{kind} {human_seconds(seconds.get(kind, 0.0))}"
             for kind in ("loading", "fitting", "timing", "generating", "writing", "verifying", "splitting")
         ),
-        f"generation took {human_seconds(seconds.get('generating', 0.0))}, "
+        f"generation took {_generating(cost)}, "
         f"{_estimated(cost['estimated_seconds'])} was estimated if no response ends early",
         f"disk: {human_bytes(cost['disk_bytes'])}, {human_bytes(cost['estimated_disk_bytes'])} was estimated",
     ]
@@ -65,6 +65,13 @@ def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
     old = summary["old_procedure"]
     lines.append(f"the old procedure: {procedure(old)}; here {procedure(old['here'])}")
     return [*lines, f"run directory: {summary['run']}"]
+
+
+def _generating(cost: Mapping[str, Any]) -> str:
+    spent = human_seconds(cost["seconds"].get("generating", 0.0))
+    if cost["workers"] == 1:
+        return spent
+    return f"{spent} of {cost['workers']} workers, {human_seconds(cost['generating_wall_seconds'])} by the clock"
 
 
 def procedure(cost: Mapping[str, int]) -> str:
@@ -104,7 +111,7 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
     """A plan's counts and costs."""
     sizes, old = described["bytes"], described["old_procedure"]
     rows: Sequence[tuple[str, str]] = [
-        ("model", f"{described['model']}, {described['dtype']} on {described['device']}"),
+        ("model", f"{described['model']}, {described['dtype']} on {_devices(described['devices'])}"),
         ("prompts", described["template"]),
         ("experiments", str(described["experiments"])),
         ("captures asked for", str(described["captures"])),
@@ -119,14 +126,15 @@ def print_plan(console: Console, described: Mapping[str, Any]) -> None:
         (
             "memory",
             f"weights {human_bytes(sizes['weights'])}, cache at most {human_bytes(sizes['cache'])}, "
-            f"scores of a batch {human_bytes(sizes['scores'])}, in all about {human_bytes(sizes['peak'])}",
+            f"scores of a batch {human_bytes(sizes['scores'])}, in all about {human_bytes(sizes['peak'])}"
+            + (" for each worker" if len(described["devices"]) > 1 else ""),
         ),
         ("disk", _disk_cell(sizes)),
         ("time", _time_cell(described)),
-        *((f"  with {case['what']}", _what_if_cell(case)) for case in described["what_ifs"]),
+        *((f"  with {case['what']}", _what_if_cell(case, described["at_once"])) for case in described["what_ifs"]),
         (
             "the old procedure",
-            f"{procedure(old)}; here 1 load, {described['token_forwards']:,} token-forwards",
+            f"{procedure(old)}; here {_loads(described['devices'])}, {described['token_forwards']:,} token-forwards",
         ),
     ]
     table = Table(title=f"Plan of {described['suite']}", show_header=False)
@@ -140,25 +148,36 @@ def _disk_cell(sizes: Mapping[str, int]) -> str:
     return f"at most about {human_bytes(sizes['disk'])}{opened}"
 
 
+def _devices(devices: Sequence[str]) -> str:
+    return devices[0] if len(devices) == 1 else f"{', '.join(devices)} ({len(devices)} workers)"
+
+
+def _loads(devices: Sequence[str]) -> str:
+    """Of several workers each loads the model, after the process that prepares the run."""
+    return "1 load" if len(devices) == 1 else f"{1 + len(devices)} loads"
+
+
 def _time_cell(described: Mapping[str, Any]) -> str:
-    estimate = described["estimate"]
+    estimate, at_once = described["estimate"], described["at_once"]
     if estimate["seconds"] is None:
-        low, high = described["seconds_range"]
+        low, high = (seconds / at_once for seconds in described["seconds_range"])
         return (
             f"{human_seconds(low)} to {human_seconds(high)} of generation "
             "(a guess from this machine's matrix products; the first run times the model)"
         )
+    generating = estimate["seconds"] / at_once
+    other = estimate["total_seconds"] - estimate["seconds"]
     return (
-        f"{human_seconds(estimate['seconds'])} of generation if no response ends early, "
-        f"{human_seconds(estimate['total_seconds'])} with loading and splitting open layers "
+        f"{human_seconds(generating)} of generation if no response ends early, "
+        f"{human_seconds(generating + other)} with loading and splitting open layers "
         "(from this model's pace on this machine)"
     )
 
 
-def _what_if_cell(case: Mapping[str, Any]) -> str:
+def _what_if_cell(case: Mapping[str, Any], at_once: int) -> str:
     costs = [f"memory {human_bytes(case['memory_bytes'])}", f"disk {human_bytes(case['disk_bytes'])}"]
     if case["seconds"] is not None:
-        costs.insert(0, f"{human_seconds(case['seconds'])} of generation")
+        costs.insert(0, f"{human_seconds(case['seconds'] / at_once)} of generation")
     return ", ".join(costs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -47,20 +48,38 @@ class Shard:
 
 
 def batch_width(
-    facts: ModelFacts, device: torch.device, itemsize: int, tasks: Sequence[GenerationTask], pace: Pace | None
+    facts: ModelFacts,
+    device: torch.device,
+    itemsize: int,
+    tasks: Sequence[GenerationTask],
+    pace: Pace | None,
+    n_sharing: int = 1,
 ) -> int:
     """How many rows are generated together: as many as fit in half of the free memory and are still worth it.
 
-    Worth it is what ``pace`` measured; without it at most 32 rows (128 on a CUDA device).
+    ``n_sharing`` processes on the device share its memory. Worth it is what ``pace`` measured; without it at most 32
+    rows (128 on a CUDA device).
     """
     longest = max((task.n_prompt + task.most_response_tokens for task in tasks), default=1)
-    most = max(1, min(rows_that_fit(facts, longest, itemsize, free_memory(device)), len(tasks)))
+    most = max(1, min(rows_that_fit(facts, longest, itemsize, free_memory(device) // n_sharing), len(tasks)))
     return min(most, _WIDEST.get(device.type, 32)) if pace is None else pace.best_width(len(tasks), most)
 
 
 def rows_that_fit(facts: ModelFacts, n_tokens: int, itemsize: int, free_bytes: int) -> int:
     """How many rows of ``n_tokens`` fit in half of ``free_bytes``."""
     return int(free_bytes * _USABLE_MEMORY // facts.bytes_per_row(n_tokens, itemsize))
+
+
+def most_per_shard(n_generations: int, width: int, n_workers: int) -> int | None:
+    """How large shards may be so that ``n_workers`` have about four each; None for one worker, which has no need.
+
+    Not smaller than ``width``, as rows that are generated together share the cost of a step, unless a worker would
+    be left without any.
+    """
+    if n_workers == 1:
+        return None
+    a_fourth, whole = (max(1, math.ceil(n_generations / n)) for n in (4 * n_workers, n_workers))
+    return max(a_fourth, min(width, whole))
 
 
 def run_prefix(tasks: Iterable[GenerationTask]) -> tuple[int, ...]:
@@ -109,8 +128,9 @@ def make_shards(
     shard_size: int | None,
     seconds_per_turn: float | None,
     bytes_of: Callable[[GenerationTask], int],
+    most: int | None = None,
 ) -> list[Shard]:
-    """Whole turns until a shard holds ``shard_size`` generations.
+    """Whole turns until a shard holds ``shard_size`` generations; never more than ``most``.
 
     Without a size, until it is about a minute and a half of work or its captures (``bytes_of`` each task), which
     stay in memory until the commit, reach ``SHARD_BYTES``; one turn a shard where the time is not known.
@@ -127,9 +147,17 @@ def make_shards(
             return True
         return len(inside) * seconds_per_turn >= _SHARD_SECONDS
 
+    def would_overflow(turn: Batch) -> bool:
+        n_waiting = sum(len(turn) for batch in waiting for turn in batch)
+        return most is not None and n_waiting > 0 and n_waiting + len(turn) > most
+
+    at_a_time = min(size for size in (width, shard_size, most) if size is not None)
     for batch in batches:
         waiting.append([])
-        for turn in turns(batch, width if shard_size is None else min(width, shard_size)):
+        for turn in turns(batch, at_a_time):
+            if would_overflow(turn):
+                shards.append(_shard(waiting))
+                waiting = [[]]
             waiting[-1].append(turn)
             if is_full():
                 shards.append(_shard(waiting))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -97,16 +97,17 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise RunError(f"{path} could not be written: {error.strerror or error}") from error
 
 
-def remove_leftovers(run_dir: Path) -> list[Path]:
+def remove_leftovers(run_dir: Path, shards: Collection[int] | None = None) -> list[Path]:
     """Remove temporary files of this host's processes that live no more, and shard files without a commit.
 
-    Call it only under the run's lock.
+    Call it only under the run's lock; while other workers write, only for the ``shards`` of one that is gone.
     """
     committed = set(committed_shards(run_dir))
     leftovers = [path for path in _files_below(run_dir) if is_dead_temporary(path)]
     for pattern in ("*.parquet", "*.safetensors"):
         for path in (run_dir / "shards").glob(pattern):
-            if int(path.name.split(".", 1)[0]) not in committed:
+            shard = int(path.name.split(".", 1)[0])
+            if shard not in committed and (shards is None or shard in shards):
                 leftovers.append(path)
     for path in leftovers:
         path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from traitscope.checkpoints import checkpoints_of
 from traitscope.model.capture import captured_bytes_per_position
 from traitscope.model.fingerprint import fingerprint_of_source
 from traitscope.run.batching import batch_width, make_batches
+from traitscope.run.devices import at_once, most_on_one
 from traitscope.run.engine import GenerationTask
 from traitscope.run.estimate import Estimate, Setting, estimate
 from traitscope.run.frozen import provisional_tasks
@@ -55,7 +56,7 @@ def describe_plan(prepared: Prepared, batch_size: int | None, out: Path) -> dict
     return {
         "suite": prepared.loaded.suite.name,
         "model": prepared.source.name,
-        "device": str(prepared.device),
+        "devices": [str(device) for device in prepared.devices],
         "dtype": str(dtype).removeprefix("torch."),
         "experiments": len(prepared.loaded.suite.experiments),
         "captures": len(plan.captures),
@@ -73,6 +74,7 @@ def describe_plan(prepared: Prepared, batch_size: int | None, out: Path) -> dict
         "batch_width": costed.width,
         "template": _template_line(prepared),
         "estimate": asdict(costed.estimate),
+        "at_once": at_once(prepared.devices),
         "seconds_range": None if pace is not None else _guessed_seconds(prepared, costed.width, tasks),
         "bytes": {
             "weights": facts.weight_bytes(dtype.itemsize),
@@ -97,7 +99,9 @@ def _pace(prepared: Prepared) -> Pace | None:
 
 def _costed(setting: Setting, prepared: Prepared, tasks: Sequence[GenerationTask], batch_size: int | None) -> _Costed:
     itemsize = setting.dtype.itemsize
-    width = batch_size or batch_width(setting.facts, prepared.device, itemsize, tasks, setting.pace)
+    width = batch_size or batch_width(
+        setting.facts, prepared.device, itemsize, tasks, setting.pace, most_on_one(prepared.devices)
+    )
     width = max(1, min(width, len(tasks)))
     batches = make_batches(tasks, partial(opened_bytes, setting.facts, itemsize))
     return _Costed(list(tasks), width, estimate(setting, tasks, batches, width))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 
 from traitscope.captures.files import read_frozen_plan, read_retries
@@ -40,7 +41,7 @@ class FrozenRun:
     run_dir: Path
     source: ModelSource
     fingerprint: str
-    device: str
+    devices: tuple[str, ...]
     dtype: str
     packed_linears: bool
     compiled_steps: bool
@@ -161,6 +162,7 @@ def freeze(
     suite: Mapping[str, Any],
     source: ModelSource,
     model: LanguageModel,
+    devices: Sequence[torch.device],
     vectors: Sequence[TraitVectors],
     tasks: Mapping[str, GenerationTask],
     shards: Sequence[Shard],
@@ -186,7 +188,7 @@ def freeze(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": library_versions(),
             "model": {**asdict(source), "fingerprint": fingerprint, "digests": asdict(model.fingerprint)},
-            "device": str(model.device),
+            "devices": list(map(str, devices)),
             "dtype": str(model.dtype).removeprefix("torch."),
             "packed_linears": model.linears.wanted,
             "compiled_steps": model.static_steps.wanted,
@@ -233,7 +235,7 @@ def read_frozen(run_dir: Path) -> FrozenRun:
         run_dir=run_dir,
         source=source,
         fingerprint=given["fingerprint"],
-        device=described["device"],
+        devices=tuple(described["devices"]),
         dtype=described["dtype"],
         packed_linears=described["packed_linears"],
         compiled_steps=described["compiled_steps"],

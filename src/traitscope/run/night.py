@@ -6,7 +6,9 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,13 +25,26 @@ from traitscope.model.embedded import embedded_weights_are_cached
 from traitscope.model.facts import facts_of_module
 from traitscope.model.internals import refuse_unreadable
 from traitscope.model.loading import LanguageModel, load_source
-from traitscope.run.batching import Batch, Shard, batch_width, make_batches, make_shards, rows_that_fit, turns
+from traitscope.run.batching import (
+    Batch,
+    Shard,
+    batch_width,
+    make_batches,
+    make_shards,
+    most_per_shard,
+    rows_that_fit,
+    turns,
+)
 from traitscope.run.ceilings import measured_ceilings
 from traitscope.run.commit import remove_leftovers
+from traitscope.run.cost import SessionCost
+from traitscope.run.devices import at_once, most_on_one, still_there
 from traitscope.run.engine import GenerationTask
 from traitscope.run.estimate import Estimate, Setting, estimate
 from traitscope.run.events import EventLog
+from traitscope.run.executor import Executor, InProcess
 from traitscope.run.frozen import (
+    FrozenRun,
     add_retry,
     freeze,
     new_run_directory,
@@ -38,14 +53,16 @@ from traitscope.run.frozen import (
     read_frozen,
 )
 from traitscope.run.lock import locked
-from traitscope.run.memory import free_memory
+from traitscope.run.memory import free_memory, release_memory
 from traitscope.run.opening import opened_bytes, refuse_full_disk, refuse_too_large
 from traitscope.run.pace import Pace, measured_pace, remember_pace, remembered_pace
 from traitscope.run.prepare import Prepared
 from traitscope.run.progress import Reporter, stage
 from traitscope.run.reload import model_of_run
-from traitscope.run.session import Session, SessionCost, missing_shards
+from traitscope.run.session import Session, missing_shards
 from traitscope.run.tracking import Tracking
+from traitscope.run.workbench import Workbench
+from traitscope.run.workers import WorkerPool
 from traitscope.traits.store import bank_of, vectors_for
 from traitscope.traits.vectors import TraitVectors
 from traitscope.units import human_seconds
@@ -99,11 +116,14 @@ def start_run(
         if pace is None and runnable:
             pace = _timed(model, bank_of(vectors), runnable, cost, reporter)
     setting = Setting(facts_of_module(model.module), model.dtype, len(vectors), len(model.anatomy.checkpoints), pace)
-    width = batch_size or batch_width(setting.facts, model.device, model.dtype.itemsize, runnable, pace)
+    devices = prepared.devices if len(prepared.devices) > 1 else (model.device,)
+    n_sharing = most_on_one(devices)
+    width = batch_size or batch_width(setting.facts, model.device, model.dtype.itemsize, runnable, pace, n_sharing)
     batches = make_batches(runnable, partial(opened_bytes, setting.facts, model.dtype.itemsize))
     estimated = estimate(setting, runnable, batches, width)
-    reporter.say(_estimate_line(estimated, len(runnable), width))
-    shards = _shards(setting, batches, sorted(too_long), width, shard_size, estimated)
+    reporter.say(_estimate_line(estimated, len(runnable), width, at_once(devices)))
+    most = None if shard_size else most_per_shard(len(runnable), width, len(devices))
+    shards = _shards(setting, batches, sorted(too_long), width, shard_size, estimated, most)
     run_dir = new_run_directory(out, prepared.loaded.suite.name)
     reporter.say(f"run directory: {run_dir}")
     with locked(run_dir):
@@ -114,6 +134,7 @@ def start_run(
                 suite=prepared.loaded.resolved(),
                 source=prepared.source,
                 model=model,
+                devices=devices,
                 vectors=vectors,
                 tasks=tasks,
                 shards=shards,
@@ -123,10 +144,14 @@ def start_run(
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)  # it holds nothing that was captured
             raise
-        try:
-            Session(read_frozen(run_dir), model, cost, reporter, tracking).run_missing_shards()
-        finally:
-            on_end(run_dir)
+        frozen = read_frozen(run_dir)
+        if len(devices) == 1:
+            executor: Executor = InProcess(Workbench(frozen, model))
+        else:
+            del model  # the workers have their own, one of them on the same device
+            release_memory()
+            executor = WorkerPool(run_dir, devices)
+        _run_session(frozen, executor, devices, cost, reporter, tracking, on_end)
     return run_dir
 
 
@@ -136,6 +161,7 @@ def resume_run(
     retry_failed: bool,
     deep: bool,
     reporter: Reporter,
+    devices: Sequence[torch.device] = (),
     tracking: Tracking | None = None,
     on_end: Callable[[Path], None] = lambda _run_dir: None,
 ) -> None:
@@ -143,6 +169,7 @@ def resume_run(
 
     Of a complete run, open layers that were not split up for its report are.
 
+    ``devices`` are other ones than the run had, one for each worker; no number depends on how many there are.
     ``on_end`` is called with the run directory when that work ends, however it ends.
 
     Raises:
@@ -165,14 +192,31 @@ def resume_run(
             reporter.say(f"run {run_dir} is complete; its open layers are still to be split up for the report")
         EventLog(run_dir).add("resume", pid=os.getpid(), host=socket.gethostname())
         cost = SessionCost()
-        with cost.timed("loading"):
+        chosen = devices or still_there(frozen.devices)
+        if len(chosen) == 1:
             reporter.say(f"loading {frozen.source.name}")
-            model = model_of_run(run_dir)
-            cost.model_loads += 1
-        try:
-            Session(frozen, model, cost, reporter, tracking).run_missing_shards()
-        finally:
-            on_end(run_dir)
+            model = _loaded(lambda: model_of_run(run_dir, chosen[0]), cost)
+            executor: Executor = InProcess(Workbench(frozen, model))
+        else:
+            executor = WorkerPool(run_dir, chosen)
+        _run_session(frozen, executor, chosen, cost, reporter, tracking, on_end)
+
+
+def _run_session(
+    frozen: FrozenRun,
+    executor: Executor,
+    devices: Sequence[torch.device],
+    cost: SessionCost,
+    reporter: Reporter,
+    tracking: Tracking | None,
+    on_end: Callable[[Path], None],
+) -> None:
+    cost.devices = [str(device) for device in devices]
+    try:
+        with closing(executor):
+            Session(frozen, executor, cost, reporter, tracking).run_missing_shards()
+    finally:
+        on_end(frozen.run_dir)
 
 
 def failed_generations(run_dir: Path) -> list[str]:
@@ -197,6 +241,7 @@ def _shards(
     width: int,
     shard_size: int | None,
     estimated: Estimate,
+    most: int | None,
 ) -> list[Shard]:
     bytes_per_position = captured_bytes_per_position(setting.n_checkpoints, setting.n_traits)
 
@@ -212,6 +257,7 @@ def _shards(
         shard_size=shard_size,
         seconds_per_turn=None if estimated.seconds is None else estimated.seconds / max(n_turns, 1),
         bytes_of=bytes_of,
+        most=most,
     )
 
 
@@ -220,9 +266,13 @@ def _load(prepared: Prepared, cost: SessionCost, reporter: Reporter) -> Language
     note = " (the first time its weights are de-quantised: some 20 seconds)" if converting else ""
     reporter.say(f"loading {prepared.source.name}{note}")
     dtype = "auto" if prepared.dtype is None else str(prepared.dtype).removeprefix("torch.")
-    with cost.timed("loading"):
-        model = load_source(prepared.source, device=str(prepared.device), dtype=dtype)
-    cost.model_loads += 1
+    return _loaded(lambda: load_source(prepared.source, device=str(prepared.device), dtype=dtype), cost)
+
+
+def _loaded(load: Callable[[], LanguageModel], cost: SessionCost) -> LanguageModel:
+    started = time.perf_counter()
+    model = load()
+    cost.loaded(time.perf_counter() - started)
     return model
 
 
@@ -265,8 +315,8 @@ def _timed(
     return pace
 
 
-def _estimate_line(estimated: Estimate, n_generations: int, width: int) -> str:
+def _estimate_line(estimated: Estimate, n_generations: int, width: int, at_once: int) -> str:
     counts = f"{n_generations} generations, {min(width, n_generations)} at a time"
     if estimated.seconds is None:
         return f"{counts}: no estimate of the time"
-    return f"{counts}: about {human_seconds(estimated.seconds)} of generation if no response ends early"
+    return f"{counts}: about {human_seconds(estimated.seconds / at_once)} of generation if no response ends early"

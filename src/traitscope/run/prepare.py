@@ -24,6 +24,7 @@ from traitscope.model.source import (
     load_config,
     load_tokenizer,
 )
+from traitscope.run.devices import choose_devices
 from traitscope.suite.file import LoadedSuite
 from traitscope.suite.plan import Plan, make_plan
 from traitscope.traits.store import TraitReference, find_trait, refuse_foreign
@@ -39,12 +40,17 @@ class Prepared:
 
     loaded: LoadedSuite
     source: ModelSource
-    device: torch.device
+    devices: tuple[torch.device, ...]
     dtype: torch.dtype | None
     references: tuple[TraitReference, ...]
     tokenizer: Any
     config: Any
     plan: Plan
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run is prepared: the first device."""
+        return self.devices[0]
 
     def facts(self) -> ModelFacts:
         return facts_of_config(self.config)
@@ -59,17 +65,21 @@ def prepare(
     loaded: LoadedSuite,
     *,
     device: str = "auto",
+    devices: str | None = None,
     dtype: str = "auto",
     allow_foreign: bool = False,
     trust_remote_code: bool = False,
 ) -> Prepared:
     """Read and check all that a suite names: device, traits, model, prompts; render every prompt.
 
+    Args:
+        devices: instead of ``device``, one for each worker process, separated by commas.
+
     Raises:
         InputError: whatever can be known to be wrong without the model's weights.
     """
-    chosen_device = choose_device(device)
-    chosen_dtype = choose_dtype(dtype, chosen_device)
+    chosen_devices = choose_devices(devices) if devices is not None else (choose_device(device),)
+    chosen_dtype = choose_dtype(dtype, chosen_devices[0])
     by_reference = _find_traits(loaded)
     suite = loaded.suite
     source = find_source(suite.model, revision=suite.revision, trust_remote_code=trust_remote_code)
@@ -87,7 +97,7 @@ def prepare(
     references = tuple({r.name: r for r in by_reference.values() if r.name in plan.traits}.values())
     if not allow_foreign:
         _refuse_foreign_vectors(references, source, tokenizer)
-    return Prepared(loaded, source, chosen_device, chosen_dtype, references, tokenizer, config, plan)
+    return Prepared(loaded, source, chosen_devices, chosen_dtype, references, tokenizer, config, plan)
 
 
 def _find_traits(loaded: LoadedSuite) -> dict[str, TraitReference]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 
 from traitscope.captures.files import read_frozen_plan
 from traitscope.errors import InputError
@@ -22,19 +24,25 @@ def refuse_other_inputs(
     max_new_tokens: int | None,
     device: str,
     dtype: str,
+    devices: Sequence[torch.device] = (),
 ) -> None:
     """Refuse to go on with a run under another suite, other prompts, or other flags.
+
+    Other ``devices`` of the same kind are none.
 
     Raises:
         InputError: shows what differs.
     """
     described = read_frozen_plan(run_dir)
     frozen = described["suite"]
+    first = described["devices"][0]
     differences = [
-        f"{name}: {described[name]} → {given}"
-        for name, given in (("device", device), ("dtype", dtype))
-        if given not in ("auto", described[name]) and not described[name].startswith(f"{given}:")
+        f"{name}: {began} → {given}"
+        for name, began, given in (("device", first, device), ("dtype", described["dtype"], dtype))
+        if given not in ("auto", began) and not began.startswith(f"{given}:")
     ]
+    kinds = {given.type for given in devices}
+    differences += [f"devices: {first} → {kind}" for kind in kinds - {torch.device(first).type}]
     if suite is not None:
         loaded = load_suite(suite).with_overrides(model=model, max_new_tokens=max_new_tokens)
         differences += suite_difference(frozen, loaded.resolved())

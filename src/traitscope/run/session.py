@@ -1,4 +1,4 @@
-"""One process's work on a frozen run: shard after shard, each written beside the next, and what it cost."""
+"""A session at work on a run: which shards are missing, what their executor reports, what it cost."""
 
 from __future__ import annotations
 
@@ -6,113 +6,87 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from traitscope.attribution.opened import open_layers_to_split, write_opened_writes
+from traitscope.attribution.opened import open_layers_to_split
 from traitscope.captures.files import committed_shards, read_sessions
 from traitscope.captures.reading import open_run
-from traitscope.errors import InputError, RunError, one_line_of
-from traitscope.memory import peak_resident_bytes
-from traitscope.model.facts import facts_of_module
-from traitscope.model.loading import LanguageModel
-from traitscope.model.meter import ForwardWork
-from traitscope.run.batching import rows_that_fit, run_prefix
-from traitscope.run.ceilings import measured_ceilings
+from traitscope.checkpoints import Checkpoint
+from traitscope.errors import RunError
+from traitscope.model.source import context_length, load_config
 from traitscope.run.commit import commit_shard, write_json
-from traitscope.run.engine import Engine, GenerationTask
+from traitscope.run.cost import SessionCost
+from traitscope.run.engine import GenerationTask
 from traitscope.run.events import EventLog
+from traitscope.run.executor import Executor
 from traitscope.run.frozen import FrozenRun, too_long_outcome
 from traitscope.run.heartbeat import Heartbeat
 from traitscope.run.interruption import Interrupted, Interruption, listening
-from traitscope.run.memory import free_memory, held_bytes, peak_device_memory_bytes, total_memory
-from traitscope.run.pace import Pace
+from traitscope.run.messages import (
+    BatchDone,
+    Committed,
+    DeviceGivenUp,
+    Job,
+    JobGivenUp,
+    LayersSplit,
+    ModelLoaded,
+    Progressed,
+    Report,
+    ShardCost,
+    ShardJob,
+    SplitJob,
+    Tokens,
+    UtilisationJob,
+    Utilised,
+    Verified,
+    VerifyJob,
+    WorkerLost,
+    WorkerStarted,
+)
 from traitscope.run.progress import Reporter
 from traitscope.run.shard_metrics import shard_metrics, tracked_config
-from traitscope.run.tables import Outcome, shard_internals, shard_tables
+from traitscope.run.tables import Outcome, shard_tables
 from traitscope.run.tracking import Tracking
-from traitscope.run.utilisation import CeilingShares, Utilisation, advice, utilisation
-from traitscope.run.writer import ShardWriter
-from traitscope.verify.verdict import Verdict, verify_run
+from traitscope.run.workbench import committed
 
 _VERIFIED_GENERATIONS = 2
 
 
-@dataclass
-class SessionCost:
-    """What one process spent on a run. Seconds by kind of work; bytes."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    model_loads: int = 0
-    generated_tokens: int = 0
-    work: ForwardWork = field(default_factory=ForwardWork)
-    utilisation: Utilisation | None = None
-    verdict: Verdict | None = None
-    began: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-    @contextmanager
-    def timed(self, kind: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - started
-
-    def described(self, ended_by: str) -> dict[str, Any]:
-        return {
-            "began": self.began,
-            "ended_by": ended_by,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "model_loads": self.model_loads,
-            "seconds": {kind: round(seconds, 3) for kind, seconds in self.seconds.items()},
-            "peak_memory_bytes": peak_resident_bytes(),
-            "peak_device_memory_bytes": peak_device_memory_bytes(),
-            "generated_tokens": self.generated_tokens,
-            "forward": asdict(self.work),
-            "utilisation": None if self.utilisation is None else asdict(self.utilisation),
-            "verify": None if self.verdict is None else self.verdict.described(),
-        }
-
-
 def missing_shards(frozen: FrozenRun) -> list[int]:
     """The shards of a run that are not committed."""
-    committed = set(committed_shards(frozen.run_dir))
-    return [number for number in range(len(frozen.shards)) if number not in committed]
+    done = set(committed_shards(frozen.run_dir))
+    return [number for number in range(len(frozen.shards)) if number not in done]
 
 
 class Session:
-    """One process at work on a run that it holds the lock of."""
+    """The coordinator of a run that this process holds the lock of; an executor does the work."""
 
     def __init__(
         self,
         frozen: FrozenRun,
-        model: LanguageModel,
+        executor: Executor,
         cost: SessionCost,
         reporter: Reporter,
         tracking: Tracking | None = None,
     ) -> None:
         self._frozen = frozen
-        self._model = model
-        model.linears.wanted = frozen.packed_linears
-        model.static_steps.wanted = frozen.compiled_steps
+        self._executor = executor
         self._cost = cost
-        self._cost.seconds.setdefault("writing", 0.0)  # added to by the writing thread
         self._reporter = reporter
         self._tracking = tracking or Tracking()
         self._statuses: dict[str, str] = {}
+        self._shown = 0
+        self._problem: str | None = None
         self._events = EventLog(frozen.run_dir)
         self._earlier = _earlier_sessions(frozen.run_dir)
         self._resume_hint = f"Go on with: traitscope run --resume {frozen.run_dir}"
 
     def run_missing_shards(self) -> None:
-        """Generate and commit what is missing.
+        """Have generated and committed what is missing.
 
         Raises:
             RunError, Interrupted: each message says what is safe and how to go on.
@@ -124,9 +98,9 @@ class Session:
         ended_by = "error"
         try:
             with listening(self._reporter.say, self._resume_hint) as interruption, self._reporter:
-                heartbeat = self._begin_progress(missing)
-                self._run_shards(missing, interruption, heartbeat)
-                heartbeat.beat()
+                self._begin_progress()
+                self._run_shards(missing, interruption)
+                self._heartbeat.beat()
                 self._verify_and_split(interruption)
             ended_by = "finished"
         except Interrupted:
@@ -135,23 +109,25 @@ class Session:
         except RunError as error:
             raise RunError(f"{error}; committed shards are safe. {self._resume_hint}") from error
         finally:
-            self._cost.utilisation = self._utilisation()
             self._note(ended_by)
             self._events.add("session_end", ended_by=ended_by)
 
-    def _begin_progress(self, missing: Sequence[int]) -> Heartbeat:
-        def tokens(numbers: Sequence[int]) -> int:
-            return sum(
-                self._frozen.tasks[generation].most_response_tokens
-                for number in numbers
-                for batch in self._frozen.shards[number].batches
-                for generation in batch
-            )
-
-        total = tokens(range(len(self._frozen.shards)))
-        done = total - tokens(missing)
+    def _begin_progress(self) -> None:
+        """Before anything is done: when the work begins, and again when the first worker has its model."""
+        self._began = time.perf_counter()
+        total = self._work(range(len(self._frozen.shards)))
+        done = total - self._work(missing_shards(self._frozen))
         self._reporter.begin("generating", total, "tokens", done=done)
-        return Heartbeat(self._events, total=total, done=done, memory=held_bytes)
+        self._heartbeat = Heartbeat(self._events, total=total, done=done, memory=self._executor.held)
+
+    def _work(self, shards: Iterable[int]) -> int:
+        """Tokens of the longest responses that shards ask for."""
+        return sum(
+            self._frozen.tasks[generation].most_response_tokens
+            for number in shards
+            for batch in self._frozen.shards[number].batches
+            for generation in batch
+        )
 
     def _begin_tracking(self) -> None:
         if self._tracking.wanted:
@@ -160,66 +136,106 @@ class Session:
             self._statuses = dict(generations.iter_rows())
             self._tracking.begin(run_dir.name, tracked_config(self._frozen), step=len(committed_shards(run_dir)))
 
-    def _run_shards(self, missing: Sequence[int], interruption: Interruption, heartbeat: Heartbeat) -> None:
-        def on_tokens(count: int) -> None:
-            self._reporter.advance(count)
-            heartbeat.tokens(count)
+    def _run_shards(self, missing: Sequence[int], interruption: Interruption) -> None:
+        jobs = [ShardJob(number, self._tracking.wanted) for number in missing]
+        self._executor.run(jobs, self._on_report, lambda: interruption.asked)
+        self._ask_utilisation()
+        if interruption.asked:
+            self._stop_if_any_is_left()
 
-        engine = Engine(
-            self._model,
-            self._frozen.vectors,
-            width=self._frozen.batch_width,
-            run_prefix=run_prefix(self._frozen.tasks.values()),
-            on_tokens=on_tokens,
-        )
-        with ShardWriter() as writer:
-            for number in missing:
-                outcomes = self._generate(number, engine, heartbeat)
-                writer.write(
-                    lambda number=number, outcomes=outcomes: self._commit(number, outcomes),  # type: ignore[misc]
-                    lambda number=number, outcomes=outcomes: self._committed(number, outcomes),  # type: ignore[misc]
-                )
-                if interruption.asked:
-                    writer.finish()
-                    self._stop_if_any_is_left()
-            writer.finish()
+    def _on_report(self, report: Report) -> None:
+        match report:
+            case Tokens():
+                self._heartbeat.tokens(report.shard, report.count)
+                self._show_progress()
+            case BatchDone():
+                self._heartbeat.batch(report.shard, report.work)
+                self._show_progress()
+            case Committed():
+                self._committed(report)
+            case JobGivenUp(job=ShardJob(shard=shard)):
+                self._record_as_failed(shard, report.why)
+            case JobGivenUp():
+                self._problem = report.why
+            case Progressed():
+                self._show_stage(report)
+            case Verified():
+                self._cost.verdict = None if report.verdict is None else dict(report.verdict)
+                self._problem = report.problem
+            case LayersSplit():
+                self._problem = report.problem
+            case Utilised():
+                self._cost.utilisation = None if report.used is None else dict(report.used)
+            case _:
+                self._on_worker(report)
 
-    def _generate(self, number: int, engine: Engine, heartbeat: Heartbeat) -> list[Outcome]:
-        shard, tasks = self._frozen.shards[number], self._frozen.tasks
-        outcomes = [too_long_outcome(tasks[g], self._model.context_length) for g in shard.too_long]
-        before = self._model.meter.work()
-        with self._cost.timed("generating"):
-            for batch in shard.batches:
-                asked = [tasks[generation] for generation in batch]
-                finished = engine.run_batch(asked)
-                n_generated = _n_generated(finished)
-                self._cost.generated_tokens += n_generated
-                work = sum(task.most_response_tokens for task in asked)
-                self._reporter.advance(max(0, work - n_generated))
-                heartbeat.batch(work)
-                outcomes += finished
-            self._cost.work += self._model.meter.work() - before
-        return outcomes
+    def _on_worker(self, report: Report) -> None:
+        """What becomes of processes, which the user and the run's events are told."""
+        match report:
+            case WorkerStarted():
+                self._reporter.say(f"worker on {report.device}: process {report.pid}")
+                self._events.add("worker", **asdict(report))
+            case ModelLoaded():
+                self._cost.loaded(report.seconds)
+                if not self._heartbeat.done:
+                    self._begin_progress()
+            case WorkerLost():
+                again = ", ".join(f"{shard:04d}" for shard in report.shards)
+                what = f"; run again: shard {again}" if again else ""
+                self._reporter.say(f"worker on {report.device} (process {report.pid}) is gone: {report.why}{what}")
+                self._events.add("worker_lost", **asdict(report))
+                self._cost.lost_workers += 1
+                for shard in report.shards:
+                    self._heartbeat.lost(shard)
+                self._show_progress()
+            case DeviceGivenUp():
+                self._reporter.say(f"no more workers on {report.device}: {report.why}")
+                self._events.add("device_given_up", **asdict(report))
 
-    def _commit(self, number: int, outcomes: Sequence[Outcome]) -> None:
-        with self._cost.timed("writing"):
-            tables = shard_tables(
-                outcomes,
-                [vector.trait for vector in self._frozen.vectors],
-                [vector.readout for vector in self._frozen.vectors],
-                self._model.anatomy.checkpoints,
-            )
-            commit_shard(self._frozen.run_dir, number, tables, shard_internals(outcomes))
+    def _show_progress(self) -> None:
+        done = self._heartbeat.done
+        self._reporter.advance(done - self._shown)
+        self._shown = done
 
-    def _committed(self, number: int, outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes:
-            if outcome.status == "failed":
-                self._reporter.say(f"failed: {outcome.generation}: {outcome.error}")
-        self._events.add("shard", shard=number, statuses=dict(Counter(outcome.status for outcome in outcomes)))
-        self._reporter.note(f"{number + 1} of {len(self._frozen.shards)} shards committed")
+    def _committed(self, report: Committed) -> None:
+        self._heartbeat.committed(report.shard, self._work([report.shard]))
+        self._show_progress()
+        self._cost.shard(ShardCost(**report.cost))
+        self._cost.generating_wall_seconds = time.perf_counter() - self._began
+        for generation, error in report.errors.items():
+            self._reporter.say(f"failed: {generation}: {error}")
+        self._events.add("shard", shard=report.shard, statuses=dict(Counter(report.statuses.values())))
+        n_committed = len(committed_shards(self._frozen.run_dir))
+        self._reporter.note(f"{n_committed} of {len(self._frozen.shards)} shards committed")
         self._note("running")
-        self._statuses |= {outcome.generation: outcome.status for outcome in outcomes}
-        self._tracking.shard(lambda: shard_metrics(self._frozen, outcomes, self._statuses, held_bytes()))
+        self._statuses |= report.statuses
+        self._tracking.shard(lambda: shard_metrics(self._statuses, report.figures, self._executor.held()))
+
+    def _record_as_failed(self, number: int, why: str) -> None:
+        """Commit a shard that no worker survives, without its captures."""
+        frozen, shard = self._frozen, self._frozen.shards[number]
+        outcomes: list[Outcome] = []
+        if shard.too_long:
+            limit = context_length(load_config(frozen.source))
+            outcomes += [too_long_outcome(frozen.tasks[generation], limit) for generation in shard.too_long]
+        ids = [generation for batch in shard.batches for generation in batch]
+        outcomes += [_failed(frozen.tasks[generation], f"its shard ended two workers: {why}") for generation in ids]
+        checkpoints = [Checkpoint.from_name(name) for name in frozen.checkpoints]
+        traits = [vector.trait for vector in frozen.vectors]
+        tables = shard_tables(outcomes, traits, [vector.readout for vector in frozen.vectors], checkpoints)
+        commit_shard(frozen.run_dir, number, tables, {})
+        self._committed(committed(number, outcomes, ShardCost()))
+
+    def _ask_utilisation(self) -> None:
+        seconds = self._cost.seconds.get("generating", 0.0)
+        if self._cost.work.seconds:
+            job = UtilisationJob(
+                work=asdict(self._cost.work),
+                generated_tokens=self._cost.generated_tokens,
+                generating_seconds=seconds,
+                wall_seconds=self._cost.generating_wall_seconds if len(self._cost.devices) > 1 else seconds,
+            )
+            self._executor.run([job], self._on_report, lambda: False)
 
     def _verify_and_split(self, interruption: Interruption) -> None:
         """What uses the model once all is captured; its user may stop it, and the run is finished all the same."""
@@ -238,36 +254,32 @@ class Session:
             yield f"open layers not split up for the report (traitscope run --resume {run_dir} does it)"
 
     def _verify(self) -> None:
-        """Prove some generations while the model is there."""
+        """Prove some generations while a model is there."""
         self._events.add("verifying")
         self._reporter.begin("verifying", _VERIFIED_GENERATIONS, "generations")
-        with self._cost.timed("verifying"):
-            try:
-                self._cost.verdict = verify_run(
-                    self._frozen.run_dir,
-                    self._model,
-                    sample=_VERIFIED_GENERATIONS,
-                    on_progress=lambda _done, _total: self._reporter.advance(1),
-                )
-            except InputError as error:  # no limits are known for this dtype
-                self._reporter.say(f"not verified: {error}")
+        self._do_one("verifying", VerifyJob(_VERIFIED_GENERATIONS))
+        if self._problem is not None:
+            self._reporter.say(f"not verified: {self._problem}")
 
     def _split_open_layers(self) -> None:
-        """Keep who wrote the traits in the open layers, while the model is there."""
-
-        def on_progress(done: int, total: int) -> None:
-            if done == 0:
-                self._reporter.begin("splitting open layers", total, "generations")
-                return
-            self._reporter.note(f"{done} of {total}")
-            self._reporter.advance(1)
-
+        """Keep who wrote the traits in the open layers, while a model is there."""
         self._events.add("splitting")
-        with self._cost.timed("splitting"):
-            try:
-                write_opened_writes(self._frozen, self._model, on_progress)
-            except Exception as error:  # memory, disk or whatever else: what was captured is safe without it
-                self._reporter.say(f"open layers not split up for the report: {one_line_of(error)}")
+        self._do_one("splitting", SplitJob())
+        if self._problem is not None:
+            self._reporter.say(f"open layers not split up for the report: {self._problem}")
+
+    def _do_one(self, kind: str, job: Job) -> None:
+        self._problem = None
+        with self._cost.timed(kind):
+            self._executor.run([job], self._on_report, lambda: False)
+
+    def _show_stage(self, report: Progressed) -> None:
+        """Verifying tells its total beforehand, splitting with its first report."""
+        if report.done == 0:
+            self._reporter.begin("splitting open layers", report.total, "generations")
+            return
+        self._reporter.note(f"{report.done} of {report.total}")
+        self._reporter.advance(1)
 
     def _stop_if_any_is_left(self) -> None:
         if left := len(missing_shards(self._frozen)):
@@ -279,52 +291,9 @@ class Session:
             sessions = [*self._earlier, self._cost.described(ended_by)]
             write_json(self._frozen.run_dir / "run.json", {"sessions": sessions})
 
-    def _utilisation(self) -> Utilisation | None:
-        model, work, seconds = self._model, self._cost.work, self._cost.seconds.get("generating", 0.0)
-        if not work.seconds:
-            return None
-        facts = facts_of_module(model.module)
-        described = self._frozen.estimate["pace"]
-        batches = [batch for shard in self._frozen.shards for batch in shard.batches]
-        longest = max(_n_tokens(self._frozen.tasks[g]) for batch in batches for g in batch)
-        ceilings = measured_ceilings(model.device, model.dtype)
-        said = advice(
-            forward_share=work.seconds / seconds,
-            width=min(self._frozen.batch_width, max(map(len, batches))),
-            most_rows=rows_that_fit(facts, longest, model.dtype.itemsize, free_memory(model.device)),
-            n_generations=sum(map(len, batches)),
-            pace=None if described is None else Pace.from_described(described),
-            dtype=model.dtype,
-            narrow=_narrow(model.device, model.dtype),
-            shares=CeilingShares.of(work, facts, model.dtype, ceilings),
-        )
-        return utilisation(
-            work,
-            generated_tokens=self._cost.generated_tokens,
-            generating_seconds=seconds,
-            facts=facts,
-            dtype=model.dtype,
-            ceilings=ceilings,
-            memory_bytes=peak_device_memory_bytes() or peak_resident_bytes(),
-            memory_there_bytes=total_memory(model.device),
-            advice=said,
-        )
 
-
-def _narrow(device: torch.device, dtype: torch.dtype) -> tuple[torch.dtype, float] | None:
-    """bfloat16 and how many times as fast its matrix products are here; None for what is narrow already."""
-    if dtype != torch.float32:
-        return None
-    narrow, wide = (measured_ceilings(device, which).flops_per_second for which in (torch.bfloat16, dtype))
-    return torch.bfloat16, narrow / wide
-
-
-def _n_tokens(task: GenerationTask) -> int:
-    return task.n_prompt + task.most_response_tokens
-
-
-def _n_generated(outcomes: Sequence[Outcome]) -> int:
-    return sum(len(outcome.captured.logprobs) for outcome in outcomes if outcome.captured)
+def _failed(task: GenerationTask, error: str) -> Outcome:
+    return Outcome(task.id, "failed", task.n_prompt, task.seed, error=error)
 
 
 def _earlier_sessions(run_dir: Path) -> list[dict[str, Any]]:

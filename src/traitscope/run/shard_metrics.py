@@ -19,7 +19,7 @@ def tracked_config(frozen: FrozenRun) -> dict[str, Any]:
         "suite": frozen.suite,
         "model": frozen.source.name,
         "fingerprint": frozen.fingerprint,
-        "device": frozen.device,
+        "devices": list(frozen.devices),
         "dtype": frozen.dtype,
         "traits": {
             vectors.trait: {"readout": vectors.readout_name, "verdict": vectors.origin.verdict}
@@ -32,27 +32,32 @@ def tracked_config(frozen: FrozenRun) -> dict[str, Any]:
 
 
 def shard_metrics(
-    frozen: FrozenRun, outcomes: Sequence[Outcome], statuses: Mapping[str, str], held: Mapping[str, int]
+    statuses: Mapping[str, str], figures: Mapping[str, float], held: Mapping[str, int]
 ) -> dict[str, float]:
     """Figures of a shard that was committed.
 
     Args:
-        outcomes: of this shard. ``tokens_per_second`` and ``mean_z`` are of it alone.
         statuses: of all generations committed so far, by id.
+        figures: of this shard alone, from ``shard_figures``.
         held: memory in bytes, by name.
     """
     counts = Counter(statuses.values())
     metrics: dict[str, float] = {f"generations/{kind}": counts[kind] for kind in ("ok", "failed", "too_long")}
+    return {**metrics, **figures, **{f"memory/{name}": value for name, value in held.items()}}
+
+
+def shard_figures(frozen: FrozenRun, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """``tokens_per_second`` and ``mean_z/<trait>`` of a shard with these outcomes."""
+    figures: dict[str, float] = {}
     seconds = sum(outcome.seconds or 0.0 for outcome in outcomes)
     if seconds:
-        metrics["tokens_per_second"] = sum(len(o.captured.logprobs) for o in outcomes if o.captured) / seconds
-    metrics |= {f"memory/{name}": value for name, value in held.items()}
+        figures["tokens_per_second"] = sum(len(o.captured.logprobs) for o in outcomes if o.captured) / seconds
     unsteered = [outcome for outcome in outcomes if frozen.tasks[outcome.generation].dose is None]
     for index, vectors in enumerate(frozen.vectors):
         means = [z for outcome in unsteered if (z := _mean_z(outcome, index, vectors)) is not None]
         if means:
-            metrics[f"mean_z/{vectors.trait}"] = float(np.mean(means))
-    return metrics
+            figures[f"mean_z/{vectors.trait}"] = float(np.mean(means))
+    return figures
 
 
 def _mean_z(outcome: Outcome, index: int, vectors: TraitVectors) -> float | None:

@@ -168,9 +168,12 @@ class StatusReader:
             return left * progress.seconds / progress.session_done, "this session so far"
         timed = [row for row in rows if row["seconds"] is not None]
         if work := self._work(row["generation"] for row in timed):
-            return left * sum(row["seconds"] for row in timed) / work, "the shards committed"
+            by_one_worker = left * sum(row["seconds"] for row in timed) / work
+            return by_one_worker / len(self._plan["devices"]), "the shards committed"
         planned = self._plan["estimate"]["seconds"]
-        return (None, None) if planned is None else (left * planned / total, "the plan")
+        if planned is None:
+            return None, None
+        return left * planned / total / len(set(self._plan["devices"])), "the plan"
 
     def _work(self, generations: Iterable[str]) -> int:
         return sum(self._asked[generation].work for generation in generations)
@@ -197,8 +200,8 @@ def _stage(events: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _rate(sessions: Sequence[Mapping[str, Any]]) -> float | None:
-    """Generated tokens per second of generation, over all sessions."""
-    seconds = sum(session["seconds"].get("generating", 0.0) for session in sessions)
+    """Generated tokens per second of the clock while generating, over all sessions."""
+    seconds = sum(session["generating_wall_seconds"] for session in sessions)
     return sum(session.get("generated_tokens", 0) for session in sessions) / seconds if seconds else None
 
 

@@ -71,6 +71,7 @@ def utilisation(
     *,
     generated_tokens: int,
     generating_seconds: float,
+    wall_seconds: float,
     facts: ModelFacts,
     dtype: torch.dtype,
     ceilings: Ceilings,
@@ -78,12 +79,16 @@ def utilisation(
     memory_there_bytes: int,
     advice: str,
 ) -> Utilisation | None:
-    """What ``work`` used of the machine; None if nothing was generated."""
+    """What ``work`` used of the machine; None if nothing was generated.
+
+    Of several workers, ``generating_seconds`` are the sum and ``wall_seconds`` the clock's: rates in forward passes
+    and memory are those of one worker, against what its device (and threads) can do.
+    """
     if not generated_tokens or not work.seconds:
         return None
     shares = CeilingShares.of(work, facts, dtype, ceilings)
     return Utilisation(
-        tokens_per_second=generated_tokens / generating_seconds,
+        tokens_per_second=generated_tokens / wall_seconds,
         forward_share=work.seconds / generating_seconds,
         weight_bytes_per_second=shares.of_copy * ceilings.copy_bytes_per_second,
         flops_per_second=shares.of_matrix * ceilings.flops_per_second,
