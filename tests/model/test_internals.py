@@ -1,8 +1,11 @@
 """Bugs caught here: heads in the wrong order, layers swapped, a window or sink ignored, rows of a pattern that belong
-to other positions, experts' neurons mixed up, a model that is not left as it was, a refusal that does not come."""
+to other positions, experts' neurons mixed up, a model that is not left as it was, a model that is held for ever,
+a refusal that does not come."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -280,3 +283,12 @@ def test_gated_attention_says_so() -> None:
     assert attention is not None
     assert attention.problem is not None
     assert "Qwen3NextAttention changes what its heads read (a gate or a norm)" in attention.problem
+
+
+def test_a_model_that_was_opened_and_let_go_is_gone() -> None:
+    model = load_model(tiny_model("llama"), tiny_tokenizer())
+    _opened(model)
+    attention = weakref.ref(model.module.model.layers[0].self_attn)
+    del model
+    gc.collect()
+    assert attention() is None, "several workers need the memory of the one that prepared their run"

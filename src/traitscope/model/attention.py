@@ -123,6 +123,10 @@ def attention_calls(
             handle.remove()
 
 
+def _unwatched(caller: nn.Module, *_: Any, **__: Any) -> Any:
+    raise RuntimeError(f"{type(caller).__name__} is not watched any more")
+
+
 @contextmanager
 def _through_interface(module: Any, chosen: set[int], observe: Callable[[AttentionCall], None]) -> Iterator[None]:
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -149,6 +153,7 @@ def _through_interface(module: Any, chosen: set[int], observe: Callable[[Attenti
         yield
     finally:
         module.set_attn_implementation(original)
+        AttentionInterface.register(_NAME, _unwatched)  # what was registered holds the model
 
 
 def _call(

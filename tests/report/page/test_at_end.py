@@ -10,13 +10,13 @@ import pytest
 from nights import failing, write_suite
 from traitscope.errors import RunError
 from traitscope.report.page import build
-from traitscope.run import session
+from traitscope.run import workbench
 
 
 def test_a_run_that_is_cut_short_leaves_a_report_of_what_is_there(
     command: Any, tmp_path: Path, tiny_directory: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "commit_shard", failing(session.commit_shard, RunError("disk full"), after=2))
+    monkeypatch.setattr(workbench, "commit_shard", failing(workbench.commit_shard, RunError("disk full"), after=2))
     suite = write_suite(tmp_path, tiny_directory)
     code, _, err = command("run", suite, "--out", tmp_path / "runs", "--batch-size", 2, "--shard-size", 2)
     assert code == 1

@@ -39,7 +39,7 @@ def described_night(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]
         "path": path,
         "captured": counts["ok"],
         "created": plan["created"].replace("T", " ").removesuffix("+00:00"),
-        "model": f"{plan['model']['name']}, {plan['dtype']} on {plan['device']}",
+        "model": f"{plan['model']['name']}, {plan['dtype']} on {', '.join(plan['devices'])}",
         "fingerprint": plan["model"]["fingerprint"],
         "versions": ", ".join(f"{name} {version}" for name, version in plan["versions"].items()),
         "verdict": _verdict(counts, summary["verify"]),
