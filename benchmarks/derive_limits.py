@@ -1,7 +1,8 @@
 """Derives ``src/traitscope/verify/limits.json`` and the table of docs/verify.md from clean runs.
 
-``derive_limits.py GEMMA [--keep FOLDER]``: GEMMA is the GGUF file of Gemma 3 270M. The other models are
-the embedded one, a random Qwen3 of 12 layers, and the tiny random architectures of the tests.
+``derive_limits.py GEMMA [--keep FOLDER] [--only SET]``: GEMMA is the GGUF file of Gemma 3 270M. The other models are
+the embedded one, a random Qwen3 of 12 layers, and the tiny random architectures of the tests. Gemma is left
+out where weights are quantised anew.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ from traitscope.verify.limits import cell_of
 from traitscope.verify.stored import check_stored
 
 LIMITS = Path(__file__).parent.parent / "src" / "traitscope" / "verify" / "limits.json"
-DTYPES = ("float32", "bfloat16")
+PRECISIONS = {"float32": [("float32", None)], "bfloat16": [("bfloat16", None)]}
+"""Of each set of limits: the dtypes and the kinds of quantised weights that it is measured in."""
+PRECISIONS["bnb-8bit"] = [("float32", "bnb-8bit"), ("bfloat16", "bnb-8bit")]
 PERCENTILE = 0.999
 SHARE = 0.01
 LOGIT = "logit"
@@ -65,30 +68,47 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("gemma", type=Path)
     arguments.add_argument("--keep", type=Path, help="Where every single difference is kept, and found again.")
+    arguments.add_argument("--only", choices=PRECISIONS, help="Derive this set and leave the others as they stand.")
     given = arguments.parse_args()
     transformers.utils.logging.disable_progress_bar()
     cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, location in models(given.gemma, Path(folder)):
-            for dtype in DTYPES:
+            for limits, dtype, quantize in asked(given.only):
+                if quantize and location.endswith(".gguf"):
+                    continue
                 started = time.perf_counter()
-                found = kept_or_measured(given.keep, name, location, dtype, Path(folder))
-                own = [{"model": name, "dtype": dtype, **cell} for cell in cells_of(found)]
+                found = kept_or_measured(given.keep, name, location, dtype, quantize, Path(folder))
+                own = [{"model": name, "limits": limits, **cell} for cell in cells_of(found)]
                 cells += own
                 n_values = sum(cell["values"] for cell in own)
-                print(f"{name} {dtype}: {n_values} values in {time.perf_counter() - started:.0f} s", flush=True)
+                print(
+                    f"{name} {limits} {dtype}: {n_values} values in {time.perf_counter() - started:.0f} s", flush=True
+                )
     described = limits_from(pl.DataFrame(cells))
+    if given.only is not None:
+        described = with_the_others(described)
     LIMITS.write_text(json.dumps(described, indent=1) + "\n")
     print_table(described)
 
 
-def kept_or_measured(keep: Path | None, name: str, location: str, dtype: str, folder: Path) -> pl.DataFrame:
+def asked(only: str | None) -> Iterator[tuple[str, str, str | None]]:
+    """Name of the set of limits, dtype and kind of quantised weights of everything that is measured."""
+    for limits, precisions in PRECISIONS.items():
+        if only in (None, limits):
+            yield from ((limits, dtype, quantize) for dtype, quantize in precisions)
+
+
+def kept_or_measured(
+    keep: Path | None, name: str, location: str, dtype: str, quantize: str | None, folder: Path
+) -> pl.DataFrame:
     """The differences of one model's runs, from the file that an earlier call kept where there is one."""
-    path = None if keep is None else keep / f"{name}-{dtype}.parquet"
+    called = f"{name}-{dtype}" if quantize is None else f"{name}-{dtype}-{quantize}"
+    path = None if keep is None else keep / f"{called}.parquet"
     if path is not None and path.is_file():
         return pl.read_parquet(path)
-    model = load_model(location, device="cpu", dtype=dtype)
-    found = clean_differences(model, location, dtype, folder / f"{name}-{dtype}")
+    model = load_model(location, device="cpu", dtype=dtype, quantize=quantize)
+    found = clean_differences(model, location, dtype, quantize, folder / called)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         found.write_parquet(path)
@@ -114,35 +134,41 @@ def cells_of(found: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def limits_from(cells: pl.DataFrame) -> dict[str, Any]:
-    """By dtype and cell, twice the largest percentile that any model showed, and the ceiling.
+    """By set of limits and cell, twice the largest percentile that any model showed, and the ceiling.
 
     A wrong choice among near ties is so rare that in float32 there may be none. What makes one is the error of a
     logit: then the limit of argmax is that of the log-probability in the same unit, that of draw the log-probability's.
     """
-    together = cells.group_by("dtype", "cell").agg(pl.col("percentile", "largest").max())
-    found = {(row["dtype"], row["cell"]): row for row in together.sort("dtype", "cell").to_dicts()}
-    limits: dict[str, dict[str, Any]] = {dtype: {} for dtype in DTYPES}
-    for (dtype, cell), row in found.items():
+    together = cells.group_by("limits", "cell").agg(pl.col("percentile", "largest").max())
+    found = {(row["limits"], row["cell"]): row for row in together.sort("limits", "cell").to_dicts()}
+    limits: dict[str, dict[str, Any]] = {name: {} for name in PRECISIONS if (name, "argmax") in found}
+    for (name, cell), row in found.items():
         if cell == LOGIT:
             continue
         instead = {"argmax": LOGIT, "draw": "logprob"}.get(cell, cell)
-        usual = 2 * (row["percentile"] or found[dtype, instead]["percentile"])
-        limits[dtype][cell] = {
+        usual = 2 * (row["percentile"] or found[name, instead]["percentile"])
+        limits[name][cell] = {
             "usual": rounded_up(usual),
             "ceiling": rounded_up(2 * max(usual, row["largest"])),
             "largest_clean": rounded_up(row["largest"]),
         }
-    counts = cells.group_by("model", "dtype", maintain_order=True).agg(pl.col("values").sum())
+    counts = cells.group_by("model", "limits", maintain_order=True).agg(pl.col("values").sum())
     return {
         "derived_on": datetime.now(UTC).date().isoformat(),
         "command": "python benchmarks/derive_limits.py gemma-3-270m-q4_k_m.gguf",
         "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
         "device": "cpu",
         "percentile": PERCENTILE,
-        "values": {f"{row['model']} {row['dtype']}": row["values"] for row in counts.to_dicts()},
+        "values": {f"{row['model']} {row['limits']}": row["values"] for row in counts.to_dicts()},
         "share": SHARE,
         "limits": limits,
     }
+
+
+def with_the_others(derived: dict[str, Any]) -> dict[str, Any]:
+    """The limits as they stand, with those that were derived now in place of their own."""
+    standing = json.loads(LIMITS.read_text())
+    return {**standing, **{part: {**standing[part], **derived[part]} for part in ("values", "limits")}}
 
 
 def rounded_up(value: float) -> float:
@@ -155,10 +181,11 @@ def rounded_up(value: float) -> float:
 
 def print_table(described: dict[str, Any]) -> None:
     """Limits, ceilings and clean maxima as Markdown."""
-    print("| cell | " + " | ".join(f"{dtype}: limit | ceiling | largest clean" for dtype in DTYPES) + " |")
-    print("|---|" + "---|---|---|" * len(DTYPES))
-    for cell in described["limits"][DTYPES[0]]:
-        figures = [f"{value:.1e}" for dtype in DTYPES for value in described["limits"][dtype][cell].values()]
+    names = list(described["limits"])
+    print("| cell | " + " | ".join(f"{name}: limit | ceiling | largest clean" for name in names) + " |")
+    print("|---|" + "---|---|---|" * len(names))
+    for cell in described["limits"][names[0]]:
+        figures = [f"{value:.1e}" for name in names for value in described["limits"][name][cell].values()]
         print(f"| {cell} | {' | '.join(figures)} |")
 
 
@@ -195,12 +222,14 @@ def saved(module: Any, directory: Path) -> str:
     return str(directory)
 
 
-def clean_differences(model: LanguageModel, location: str, dtype: str, folder: Path) -> pl.DataFrame:
+def clean_differences(
+    model: LanguageModel, location: str, dtype: str, quantize: str | None, folder: Path
+) -> pl.DataFrame:
     """Every difference of a run whose scores were stored without rounding."""
     suite = write_suite(model, location, folder)
     with mock.patch.object(tables, "round_mantissa", side_effect=lambda values: values):
         run_dir = night.start_run(
-            prepare(load_suite(str(suite)), device="cpu", dtype=dtype),
+            prepare(load_suite(str(suite)), device="cpu", dtype=dtype, quantize=quantize),
             out=folder / "runs",
             batch_size=12,
             shard_size=None,

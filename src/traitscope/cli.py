@@ -22,6 +22,7 @@ from traitscope.cli_options import (
     Devices,
     Dtype,
     Model,
+    Quantize,
     TrustRemoteCode,
     print_json,
     stdout,
@@ -81,6 +82,7 @@ def run(
     device: Device = "auto",
     devices: Devices = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     batch_size: AutoOrNumber = "auto",
     shard_size: AutoOrNumber = "auto",
     max_new_tokens: MaxNewTokens = None,
@@ -115,6 +117,7 @@ def run(
                 device,
                 devices,
                 dtype,
+                quantize,
                 tracking,
                 retry_failed=retry_failed,
                 deep=deep,
@@ -125,9 +128,9 @@ def run(
         raise InputError("--retry-failed and --deep need --resume RUN_DIR")
     loaded = _loaded_suite(suite or _DEFAULT_SUITE, model, max_new_tokens)
     if dry_run:
-        _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code, devices), width, as_json)
+        _show_plan(_prepared(loaded, device, dtype, quantize, allow_foreign, trust_remote_code, devices), width, as_json)
         return
-    prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code, devices)
+    prepared = _prepared(loaded, device, dtype, quantize, allow_foreign, trust_remote_code, devices)
     with tracking:
         run_dir = _start(
             prepared,
@@ -148,6 +151,7 @@ def plan(
     device: Device = "auto",
     devices: Devices = None,
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     batch_size: AutoOrNumber = "auto",
     max_new_tokens: MaxNewTokens = None,
     memory: Annotated[
@@ -161,11 +165,11 @@ def plan(
     """Say what a suite comes down to and what it will cost, without loading the model."""
     _refuse_both(device, devices)
     if memory is not None:
-        _show_sizes(model, memory, dtype, trust_remote_code, as_json)
+        _show_sizes(model, memory, dtype, quantize, trust_remote_code, as_json)
         return
     width = _auto_or_number("--batch-size", batch_size)
     loaded = _loaded_suite(suite, model, max_new_tokens)
-    _show_plan(_prepared(loaded, device, dtype, allow_foreign, trust_remote_code, devices), width, as_json)
+    _show_plan(_prepared(loaded, device, dtype, quantize, allow_foreign, trust_remote_code, devices), width, as_json)
 
 
 @app.command()
@@ -176,6 +180,7 @@ def capture(
     out: Out = _DEFAULT_OUT,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     batch_size: AutoOrNumber = "auto",
     max_new_tokens: MaxNewTokens = None,
     allow_foreign: AllowForeign = False,
@@ -192,7 +197,7 @@ def capture(
     suite = Suite(name="capture", traits=named, experiments=[experiment])
     loaded = LoadedSuite(suite, Path(), "capture").with_overrides(model=model, max_new_tokens=max_new_tokens)
     width = _auto_or_number("--batch-size", batch_size)
-    prepared = _prepared(loaded, device, dtype, allow_foreign, trust_remote_code)
+    prepared = _prepared(loaded, device, dtype, quantize, allow_foreign, trust_remote_code)
     run_dir = _start(prepared, out, batch_size=width, shard_size=None, allow_foreign=allow_foreign)
     _finish(run_dir, as_json)
 
@@ -334,6 +339,7 @@ def _prepared(
     loaded: LoadedSuite,
     device: str,
     dtype: str,
+    quantize: str | None,
     allow_foreign: bool,
     trust_remote_code: bool,
     devices: str | None = None,
@@ -346,6 +352,7 @@ def _prepared(
             device=device,
             devices=devices,
             dtype=dtype,
+            quantize=quantize,
             allow_foreign=allow_foreign,
             trust_remote_code=trust_remote_code,
         )
@@ -394,6 +401,7 @@ def _resume(
     device: str,
     devices: str | None,
     dtype: str,
+    quantize: str | None,
     tracking: Tracking,
     *,
     retry_failed: bool,
@@ -413,6 +421,7 @@ def _resume(
         device=device,
         devices=chosen,
         dtype=dtype,
+        quantize=quantize,
     )
     reporter = default_reporter()
     resume_run(
@@ -454,14 +463,16 @@ def _show_plan(prepared: Prepared, batch_size: int | None, as_json: bool) -> Non
         print_plan(stdout(), described)
 
 
-def _show_sizes(model: str | None, memory: str, dtype: str, trust_remote_code: bool, as_json: bool) -> None:
+def _show_sizes(
+    model: str | None, memory: str, dtype: str, quantize: str | None, trust_remote_code: bool, as_json: bool
+) -> None:
     if model is None:
         raise InputError("--memory needs --model: a hub id, a directory or a configuration file")
     with _quick_imports():
         from traitscope.report.terminal import print_sizes
         from traitscope.run.sizing import describe_sizes
 
-        described = describe_sizes(model, memory, dtype, trust_remote_code=trust_remote_code)
+        described = describe_sizes(model, memory, dtype, quantize=quantize, trust_remote_code=trust_remote_code)
     if as_json:
         print_json(described)
     else:

@@ -21,6 +21,9 @@ Devices = Annotated[
     typer.Option(metavar="LIST", help="Instead of --device: one worker process each, e.g. cuda:0,cuda:1."),
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Quantize = Annotated[
+    str | None, typer.Option(metavar="KIND", help="Weights in fewer bits: bnb-8bit, bnb-4bit or torchao-int8.")
+]
 AutoOrNumber = Annotated[str, typer.Option(metavar="auto|N")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AllowForeign = Annotated[bool, typer.Option(help="Accept and recalibrate vectors of another model.")]

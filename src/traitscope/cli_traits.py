@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from traitscope.cli_options import AllowForeign, AsJson, Device, Dtype, Model, TrustRemoteCode, print_json, stdout
+from traitscope.cli_options import (
+    AllowForeign,
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Quantize,
+    TrustRemoteCode,
+    print_json,
+    stdout,
+)
 from traitscope.errors import InputError
 
 traits_app = typer.Typer(
@@ -32,6 +42,7 @@ def traits_fit(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     out: Annotated[Path | None, typer.Option(help="Also write the vector files here.")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -65,7 +76,13 @@ def traits_fit(
             if (out / f"{reference.name}.safetensors").exists():
                 raise InputError(f"{out / reference.name}.safetensors exists already; choose another directory")
     reporter = default_reporter()
-    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load_model(
+        model or EMBEDDED_NAME,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        trust_remote_code=trust_remote_code,
+    )
     with reporter:
         on_progress = stage(reporter, "texts")
         if avoided:
@@ -86,6 +103,7 @@ def traits_validate(
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +123,13 @@ def traits_validate(
     references = [find_trait(name, Path()) for name in wanted]
     sets = [scenarios_of(reference, scenarios) for reference in references]
     reporter = default_reporter()
-    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load_model(
+        model or EMBEDDED_NAME,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        trust_remote_code=trust_remote_code,
+    )
     with reporter:
         validated = validate_references(loaded, references, sets, on_progress=stage(reporter, "texts"))
     described = [describe_vectors(vectors) for vectors in validated]
@@ -153,6 +177,7 @@ def traits_compare(
     split: Annotated[str, typer.Option(help="Pairs of the cross-AUROC: dev, or test, which is sealed.")] = "dev",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     out: Annotated[Path | None, typer.Option(help="Write comparison.json and comparison.png here.")] = None,
     as_json: AsJson = False,
     allow_foreign: AllowForeign = False,
@@ -180,7 +205,13 @@ def traits_compare(
         if any((out / f"comparison.{kind}").exists() for kind in ("json", "png")):
             raise InputError(f"{out} holds a comparison already; choose another directory")
     reporter = default_reporter()
-    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load_model(
+        model or EMBEDDED_NAME,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        trust_remote_code=trust_remote_code,
+    )
     with reporter:
         on_progress = stage(reporter, "texts")
         vectors = vectors_for(loaded, references, allow_foreign=allow_foreign, on_progress=on_progress)
@@ -213,6 +244,7 @@ def traits_import(
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The vector file; NAME.safetensors here.")] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -231,7 +263,13 @@ def traits_import(
     directions = read_directions(file, tensor=tensor, layer=layer)
     stated = convention_of(directions, convention)
     reporter = default_reporter()
-    loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load_model(
+        model or EMBEDDED_NAME,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        trust_remote_code=trust_remote_code,
+    )
     with reporter:
         vectors = import_vectors(
             loaded, directions, stated, labels, readout=readout, on_progress=stage(reporter, "texts")
@@ -259,6 +297,7 @@ def traits_export(
     model: Model = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write one direction a layer for llama.cpp and others; a trait without a vector file is fitted first."""
@@ -275,7 +314,13 @@ def traits_export(
         vectors = load_vectors(reference.path)
     else:
         reporter = default_reporter()
-        loaded = load_model(model or EMBEDDED_NAME, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded = load_model(
+            model or EMBEDDED_NAME,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            trust_remote_code=trust_remote_code,
+        )
         with reporter:
             (vectors,) = vectors_for(loaded, [reference], on_progress=stage(reporter, "texts"))
     layers = export_vectors(

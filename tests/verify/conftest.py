@@ -17,25 +17,26 @@ from traitscope.run.prepare import prepare
 from traitscope.suite.file import load_suite
 from traitscope.traits.vectors import save_vectors
 
-SavedTiny = Callable[[str, str], tuple[Path, LanguageModel]]
+SavedTiny = Callable[..., tuple[Path, LanguageModel]]
 PROMPTS = ("sun number 1", "rain count 2", "what of moss", "a stone, two", "why?", "river and cloud and moss, three")
 """Four of them have equally many characters, and so tokens."""
 
 
 @pytest.fixture(scope="session")
 def saved_tiny(tmp_path_factory: pytest.TempPathFactory) -> SavedTiny:
-    """``saved_tiny(architecture, dtype)``: the directory of a tiny model and the model, loaded from it once."""
+    """``saved_tiny(architecture, dtype, quantize)``: the folder of a tiny model and the model, loaded once."""
     folder = tmp_path_factory.mktemp("saved")
-    kept: dict[tuple[str, str], LanguageModel] = {}
+    kept: dict[tuple[str, str, str | None], LanguageModel] = {}
 
-    def find(architecture: str, dtype: str) -> tuple[Path, LanguageModel]:
+    def find(architecture: str, dtype: str, quantize: str | None = None) -> tuple[Path, LanguageModel]:
         directory = folder / architecture
         if not directory.exists():
             tiny_model(architecture).save_pretrained(directory)
             tiny_tokenizer().save_pretrained(directory)
-        if (architecture, dtype) not in kept:
-            kept[architecture, dtype] = load_model(str(directory), device=DEVICE, dtype=dtype)
-        return directory, kept[architecture, dtype]
+        which = architecture, dtype, quantize
+        if which not in kept:
+            kept[which] = load_model(str(directory), device=DEVICE, dtype=dtype, quantize=quantize)
+        return directory, kept[which]
 
     return find
 
@@ -53,17 +54,18 @@ def run_tiny(saved_tiny: SavedTiny, tmp_path: Path) -> Callable[..., tuple[Path,
         dtype: str = "float32",
         *,
         model: LanguageModel | None = None,
+        quantize: str | None = None,
         prompts: str | Sequence[str] = PROMPTS,
         experiments: Sequence[dict[str, Any]] = (),
         width: int = 6,
         compiled: bool = False,
         **experiment: Any,
     ) -> tuple[Path, LanguageModel]:
-        directory, loaded = saved_tiny(architecture, dtype)
+        directory, loaded = saved_tiny(architecture, dtype, quantize)
         used = model or loaded
         used.static_steps.wanted, used.static_steps.backend = compiled, "aot_eager"
         one = {"name": "all", "prompts": prompts if isinstance(prompts, str) else list(prompts), **experiment}
-        return finished_run(tmp_path, directory, used, *(experiments or [one]), width=width), used
+        return finished_run(tmp_path, directory, used, *(experiments or [one]), width=width, quantize=quantize), used
 
     return run
 
@@ -85,7 +87,12 @@ def opened_run(saved_tiny: SavedTiny, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def finished_run(
-    folder: Path, directory: Path, model: LanguageModel, *experiments: dict[str, Any], width: int = 6
+    folder: Path,
+    directory: Path,
+    model: LanguageModel,
+    *experiments: dict[str, Any],
+    width: int = 6,
+    quantize: str | None = None,
 ) -> Path:
     """A run on two random traits, on a model that is loaded already."""
     for number in range(2):
@@ -99,7 +106,7 @@ def finished_run(
     }
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
     dtype = str(model.dtype).removeprefix("torch.")
-    prepared = prepare(load_suite(str(folder / "suite.yaml")), device=DEVICE, dtype=dtype)
+    prepared = prepare(load_suite(str(folder / "suite.yaml")), device=DEVICE, dtype=dtype, quantize=quantize)
     return night.start_run(
         prepared,
         out=folder / "runs",

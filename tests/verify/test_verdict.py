@@ -58,11 +58,13 @@ def test_given_responses_and_prompts_that_are_too_long_pass(run_tiny: RunTiny, t
     assert verdict.verified == verdict.captured == 2
 
 
-def one_score_changed(decode: Any, model: LanguageModel, prompts: Any, **options: Any) -> list[Decoded]:
+def one_score_changed(
+    decode: Any, model: LanguageModel, prompts: Any, *, quantization: str | None = None, **options: Any
+) -> list[Decoded]:
     """Just more than what is certainly seen."""
     rows = decode(model, prompts, **options)
     trace = rows[0].trace
-    limits = read_limits(str(model.dtype).removeprefix("torch."))
+    limits = read_limits(str(model.dtype).removeprefix("torch."), quantization)
     scores = trace.scores.copy()
     norm, score = trace.norms[CHANGED, POSITION], scores[CHANGED, POSITION, 1]
     seen = limits.certainly_seen(model.anatomy.checkpoints[CHANGED].name, model.n_layers)

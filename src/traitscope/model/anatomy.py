@@ -18,6 +18,7 @@ from torch import nn
 
 from traitscope.checkpoints import Checkpoint, checkpoints_of
 from traitscope.errors import InputError
+from traitscope.model.quantisation import plain_tensor
 from traitscope.model.tensors import arguments, nth_wide_tensor, wide_tensors
 
 _RELATIVE_TOLERANCE = 1e-4
@@ -170,7 +171,7 @@ class _LayerRecord:
 @contextmanager
 def _recorded_layer(model: nn.Module, path: str, d_model: int, explain: Any) -> Iterator[None]:
     layer = model.get_submodule(path)
-    stream_dtype = next(layer.parameters()).dtype
+    stream_dtype = next(parameter.dtype for parameter in layer.parameters() if parameter.is_floating_point())
     passing: list[tuple[Site, torch.Tensor]] = []
     entered: dict[str, Any] = {}
     handles = []
@@ -223,19 +224,21 @@ def _recorded_layer(model: nn.Module, path: str, d_model: int, explain: Any) -> 
             handle.remove()
 
 
-def _raise_to_float32(module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _raise_to_float32(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
     """Replace lower-precision parameters by float32 copies; returns what is needed to undo it."""
-    replaced: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for parameter in module.parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
-            replaced.append((parameter, parameter.data))
-            parameter.data = parameter.data.float()
+    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for inner in module.modules():
+        for name, parameter in inner.named_parameters(recurse=False):
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                replaced.append((inner, name, parameter))
+                raised = plain_tensor(parameter.data).float()
+                setattr(inner, name, nn.Parameter(raised, requires_grad=parameter.requires_grad))
     return replaced
 
 
-def _restore(replaced: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    for parameter, original in replaced:
-        parameter.data = original
+def _restore(replaced: list[tuple[nn.Module, str, nn.Parameter]]) -> None:
+    for module, name, parameter in replaced:
+        setattr(module, name, parameter)
 
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:

@@ -18,6 +18,7 @@ from torch import nn
 from traitscope.model.anatomy import Anatomy, Contribution, LayerAnatomy
 from traitscope.model.attention import AttentionCall, attention_calls
 from traitscope.model.experts import is_experts
+from traitscope.model.quantisation import is_linear, plain_weight, rounds_inputs
 from traitscope.model.tensors import SAME_WITHIN, nth_wide_tensor
 
 _PROBE_LENGTH = 8
@@ -117,14 +118,9 @@ def _recorded(module: Any, layer: LayerAnatomy, d_model: int, record: _Record) -
             handle.remove()
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a plain linear map: its weight is ``[out, in]``, or ``[in, out]`` in a ``Conv1D``."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
 def weight_and_bias(linear: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A linear map's weight as ``[out, in]``, and its bias ``[out]``."""
-    weight: Any = linear.weight
+    """A linear map's weight as ``[out, in]``, with quantised ones multiplied out, and its bias ``[out]``."""
+    weight = plain_weight(linear)
     bias: Any = linear.bias
     return (weight.T if type(linear).__name__ == "Conv1D" else weight), bias
 
@@ -149,14 +145,23 @@ def _found_projection(module: Any, contribution: Contribution, record: _Record) 
     for path, _, output in reversed(record.maps):
         experts = is_experts(module.get_submodule(path))
         if (multiplier := _multiplier(output.float(), added)) is not None:
-            return Block(contribution, path, None, contribution.scale * multiplier, experts)
+            return _unless_rounded(module, Block(contribution, path, None, contribution.scale * multiplier, experts))
         site = module.get_submodule(contribution.site.module)
         if _is_leaf(site) and not is_linear(site):
             scales = norm_scales(output, norm_gain(site, output), added)
             if _close(scales[:, None] * norm_gain(site, output) * output.float(), added, output.dtype):
-                return Block(contribution, path, contribution.site.module, contribution.scale, experts)
+                norm = contribution.site.module
+                return _unless_rounded(module, Block(contribution, path, norm, contribution.scale, experts))
     name = type(module.get_submodule(contribution.site.module)).__name__
     return Block(contribution, problem=f"what {name} adds is not one linear map of heads or neurons")
+
+
+def _unless_rounded(module: Any, block: Block) -> Block:
+    projection = module.get_submodule(block.projection)
+    if not rounds_inputs(projection):
+        return block
+    problem = f"{type(projection).__name__} rounds what it reads to 8 bits: what it adds is no sum of heads or neurons"
+    return replace(block, projection=None, norm=None, problem=problem)
 
 
 def _multiplier(output: torch.Tensor, added: torch.Tensor) -> float | None:

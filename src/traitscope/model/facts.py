@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+from traitscope.model.quantisation import QUANTISERS, is_linear, n_weights, quantised_size
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,12 @@ class ModelFacts:
     tied_head: bool
     n_neurons: int
     """Neurons of one layer that say something about one token: of all its chosen experts, or ``d_mlp``."""
+    n_quantised: int = 0
+    """How many of the parameters are kept in fewer bits than their dtype has."""
+    quantised_bytes: int = 0
 
     def weight_bytes(self, itemsize: int) -> int:
-        return self.n_parameters * itemsize
+        return (self.n_parameters - self.n_quantised) * itemsize + self.quantised_bytes
 
     def cache_bytes_per_token(self, itemsize: int) -> int:
         """Keys and values of all layers for one token of one row."""
@@ -64,13 +69,19 @@ class ModelFacts:
         return cache + activations + 4 * 4 * self.vocab_size
 
 
-def facts_of_config(config: Any) -> ModelFacts:
+def facts_of_config(config: Any, quantization: str | None = None) -> ModelFacts:
     """Sizes from a transformers configuration; parameters are counted on a model without memory."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
-    return facts_of_module(module)
+    facts = facts_of_module(module)
+    if quantization is None:
+        return facts
+    head = module.get_output_embeddings()
+    linears = [inner for inner in module.modules() if is_linear(inner) and inner is not head]
+    n_quantised = sum(linear.weight.numel() for linear in linears)
+    return replace(facts, n_quantised=n_quantised, quantised_bytes=int(n_quantised * QUANTISERS[quantization].bits / 8))
 
 
 def facts_of_module(module: Any) -> ModelFacts:
@@ -78,7 +89,8 @@ def facts_of_module(module: Any) -> ModelFacts:
     config = module.config.get_text_config()
     n_heads = int(config.num_attention_heads)
     d_model = int(config.hidden_size)
-    parameters = {id(parameter): parameter.numel() for parameter in module.parameters()}
+    parameters = {id(parameter): n_weights(parameter) for parameter in module.parameters()}
+    n_quantised, quantised_bytes = quantised_size(module)
     d_mlp = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * d_model
     return ModelFacts(
         n_parameters=sum(parameters.values()),
@@ -91,6 +103,8 @@ def facts_of_module(module: Any) -> ModelFacts:
         vocab_size=int(config.vocab_size),
         tied_head=bool(getattr(config, "tie_word_embeddings", True)),
         n_neurons=_n_neurons(config, int(d_mlp)),
+        n_quantised=n_quantised,
+        quantised_bytes=quantised_bytes,
     )
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from traitscope.cache import read_cached_json, write_cached_json
 from traitscope.model.embedded import embedded_gguf
+from traitscope.model.quantisation import QUANTISERS, plain_tensor
 from traitscope.model.source import ModelSource
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -42,7 +43,11 @@ def fingerprint_of_source(source: ModelSource, tokenizer: Any) -> Fingerprint | 
     Hashes are cached by path, size and modification time; for hub models the hub's own digest is used.
     """
     weights = _weights_digest_of_source(source)
-    return None if weights is None else Fingerprint(weights, *_text_digests(tokenizer))
+    if weights is None:
+        return None
+    if source.quantization is not None:
+        weights = _sha256(f"{weights} {source.quantization}: {QUANTISERS[source.quantization].settings}")
+    return Fingerprint(weights, *_text_digests(tokenizer))
 
 
 def fingerprint_of_module(module: nn.Module, tokenizer: Any) -> Fingerprint:
@@ -50,7 +55,7 @@ def fingerprint_of_module(module: nn.Module, tokenizer: Any) -> Fingerprint:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        raw = plain_tensor(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)
     return Fingerprint(digest.hexdigest(), *_text_digests(tokenizer))
 

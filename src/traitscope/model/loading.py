@@ -17,11 +17,18 @@ from traitscope.model.embedded import EMBEDDED_NAME, embedded_weights_directory
 from traitscope.model.fingerprint import Fingerprint, fingerprint_of_module, fingerprint_of_source
 from traitscope.model.meter import ForwardMeter
 from traitscope.model.packing import PackedLinears
+from traitscope.model.quantisation import (
+    quantisation_config,
+    quantised_size,
+    refuse_quantisation,
+    settle_quantised_layers,
+)
 from traitscope.model.source import (
     ModelSource,
     check_reachable,
     context_length,
     find_source,
+    load_config,
     load_tokenizer,
     readable_errors,
     without_progress_bars,
@@ -66,7 +73,7 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
+        return next(parameter.dtype for parameter in self.module.parameters() if parameter.is_floating_point())
 
     @property
     def n_layers(self) -> int:
@@ -96,6 +103,7 @@ def load_model(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
     """Load a model and check that its residual stream can be read.
@@ -105,14 +113,17 @@ def load_model(
             model in memory, which then needs its ``tokenizer`` and stays where and what it is.
         device: ``auto`` takes cuda, then mps, then cpu.
         dtype: ``auto`` is the checkpoint's own on an accelerator and float32 on a CPU.
+        quantize: ``bnb-8bit``, ``bnb-4bit`` or ``torchao-int8``; it makes another model of it, with its own vectors.
 
     Raises:
-        InputError: the model is not there, the device is not available, or the architecture keeps no
-            residual stream that can be read.
+        InputError: the model is not there, the device is not available, the model cannot be quantised so, or the
+            architecture keeps no residual stream that can be read.
     """
     if isinstance(model, str):
-        source = find_source(model, revision=revision, trust_remote_code=trust_remote_code)
+        source = find_source(model, revision=revision, trust_remote_code=trust_remote_code, quantization=quantize)
         return load_source(source, device=device, dtype=dtype)
+    if quantize is not None:
+        raise InputError("load_model: a model in memory stays what it is; leave out quantize")
     if tokenizer is None:
         raise InputError("load_model: a model in memory needs its tokenizer: load_model(model, tokenizer)")
     return _wrapped(type(model).__name__, model.eval(), tokenizer, fingerprint_of_module(model, tokenizer))
@@ -123,6 +134,7 @@ def load_source(source: ModelSource, *, device: str = "auto", dtype: str = "auto
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     check_reachable(source)
+    refuse_quantisation(source, chosen_device)
     tokenizer = load_tokenizer(source)
     module = _load_weights(source, chosen_device, chosen_dtype)
     fingerprint = fingerprint_of_source(source, tokenizer) or fingerprint_of_module(module, tokenizer)
@@ -171,17 +183,27 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype | None:
 def _load_weights(source: ModelSource, device: torch.device, dtype: torch.dtype | None) -> Any:
     from transformers import AutoModelForCausalLM
 
+    arguments: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype, **source.pretrained_arguments()}
     with readable_errors(source, "weights"), without_progress_bars():
         location = str(embedded_weights_directory()) if source.kind == "embedded" else source.location
-        module = AutoModelForCausalLM.from_pretrained(
-            location, dtype="auto" if dtype is None else dtype, **source.pretrained_arguments()
-        )
-    return module.eval().to(device)
+        if source.quantization is not None:
+            known_dtype = dtype or load_config(source).dtype or torch.float32
+            arguments |= {
+                "quantization_config": quantisation_config(source.quantization, known_dtype),
+                "device_map": {"": device},
+            }
+        module = AutoModelForCausalLM.from_pretrained(location, **arguments)
+    if source.quantization is None:
+        return module.eval().to(device)
+    if not quantised_size(module)[0]:
+        raise InputError(f"--quantize {source.quantization}: it knows none of the layers of {type(module).__name__}")
+    return module.eval()
 
 
 def _wrapped(name: str, module: Any, tokenizer: Any, fingerprint: Fingerprint) -> LanguageModel:
     if "past_key_values" not in inspect.signature(module.forward).parameters:
         raise InputError(f"model {name}: {type(module).__name__} has no KV cache; it is not supported")
+    settle_quantised_layers(module)
     return LanguageModel(
         name=name,
         module=module,

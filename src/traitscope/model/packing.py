@@ -1,8 +1,8 @@
 """Linear layers packed for batches of few rows, where a CPU spends most of a decode step.
 
 oneDNN multiplies few rows with weights that it has laid out beforehand up to twice as fast as with PyTorch's own
-layout, in which they are kept as well: parameters stay what they are, and whatever runs outside of ``in_use``, such as
-``verify``, computes with them.
+layout: in float32, and in bfloat16 where the processor multiplies that itself. They are kept in both layouts: the
+parameters stay what they are, and whatever runs outside of ``in_use``, such as ``verify``, computes with them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import psutil
 import torch
 from torch import nn
+
+from traitscope.model.quantisation import is_quantised
 
 _ROWS = 32  # what the layout is made for; more rows are no slower than without
 _LEAST_WEIGHTS = 250_000
@@ -53,12 +55,19 @@ class PackedLinears:
 def _can_be_packed(linear: nn.Linear) -> bool:
     weight = linear.weight
     return (
-        platform.machine() in _X86
+        not is_quantised(linear)
+        and platform.machine() in _X86
         and torch.backends.mkldnn.is_available()
         and weight.device.type == "cpu"
-        and weight.dtype == torch.float32
+        and weight.dtype in _fast_dtypes()
         and weight.numel() >= _LEAST_WEIGHTS
     )
+
+
+def _fast_dtypes() -> tuple[torch.dtype, ...]:
+    """The dtypes whose products this processor makes by itself."""
+    narrow = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return (torch.float32, torch.bfloat16) if narrow else (torch.float32,)
 
 
 def _packed_forward(linear: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -21,6 +21,7 @@ class ModelSource:
     """Where a model comes from.
 
     ``location`` is a hub id or a directory; ``gguf_file`` names the file in it when it is a GGUF model.
+    ``quantization`` is a kind of ``traitscope.model.quantisation``, or None: the weights as they are.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ModelSource:
     revision: str | None = None
     gguf_file: str | None = None
     trust_remote_code: bool = False
+    quantization: str | None = None
 
     def pretrained_arguments(self) -> dict[str, Any]:
         """The keyword arguments that every ``from_pretrained`` of this model takes."""
@@ -40,28 +42,38 @@ class ModelSource:
         return given
 
 
-def find_source(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
+def find_source(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, quantization: str | None = None
+) -> ModelSource:
     """Tell what ``name`` means: the embedded model, a GGUF file, a directory or a hub id.
 
     Raises:
         InputError: a path that does not exist or holds no model, or no valid hub id.
     """
     if name == EMBEDDED_NAME:
-        return ModelSource(name, "embedded", EMBEDDED_NAME)
+        return ModelSource(name, "embedded", EMBEDDED_NAME, quantization=quantization)
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"model {name}: a model file must end in .gguf; give a directory or a hub id")
-        return ModelSource(name, "gguf", str(path.parent.resolve()), gguf_file=path.name)
+        return ModelSource(name, "gguf", str(path.parent.resolve()), gguf_file=path.name, quantization=quantization)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"model {name}: the directory has no config.json, so it holds no saved model")
-        return ModelSource(name, "directory", str(path.resolve()), trust_remote_code=trust_remote_code)
+        return ModelSource(
+            name,
+            "directory",
+            str(path.resolve()),
+            trust_remote_code=trust_remote_code,
+            quantization=quantization,
+        )
     if path.is_absolute() or name.startswith((".", "~")) or name.endswith(".gguf"):
         raise InputError(f"model {name}: no such file or directory")
     if not _HUB_ID.fullmatch(name):
         raise InputError(f"model {name!r}: neither {EMBEDDED_NAME}, a path that exists, nor a hub id like owner/name")
-    return ModelSource(name, "hub", name, revision=revision, trust_remote_code=trust_remote_code)
+    return ModelSource(
+        name, "hub", name, revision=revision, trust_remote_code=trust_remote_code, quantization=quantization
+    )
 
 
 def check_reachable(source: ModelSource) -> None:

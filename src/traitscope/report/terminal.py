@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from traitscope.report.results import expectations_table, results_tables
+from traitscope.report.text import precision_of
 from traitscope.report.verification import print_conclusion
 from traitscope.units import human_bytes, human_seconds
 
@@ -110,8 +111,9 @@ def _utilisation_lines(used: Mapping[str, Any] | None) -> list[str]:
 def print_plan(console: Console, described: Mapping[str, Any]) -> None:
     """A plan's counts and costs."""
     sizes, old = described["bytes"], described["old_procedure"]
+    precision = precision_of(described["dtype"], described["quantization"])
     rows: Sequence[tuple[str, str]] = [
-        ("model", f"{described['model']}, {described['dtype']} on {_devices(described['devices'])}"),
+        ("model", f"{described['model']}, {precision} on {_devices(described['devices'])}"),
         ("prompts", described["template"]),
         ("experiments", str(described["experiments"])),
         ("captures asked for", str(described["captures"])),
@@ -187,7 +189,7 @@ def print_sizes(console: Console, described: Mapping[str, Any]) -> None:
     rows = [
         ("parameters", f"{described['parameters']:,}"),
         ("layers, d_model", f"{described['layers']}, {described['d_model']}"),
-        ("dtype", described["dtype"]),
+        ("dtype", precision_of(described["dtype"], described["quantization"])),
         ("weights", human_bytes(described["weight_bytes"])),
         ("cache", f"{human_bytes(described['cache_bytes_per_token'])} per token of a row"),
         ("memory", human_bytes(described["memory_bytes"])),

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from traitscope.report.text import precision_of
+
 _UNITS = {
     "score": "of the state's norm",
     "norm": "of the state's norm",
@@ -37,8 +39,9 @@ def print_conclusion(console: Console, verdict: Mapping[str, Any]) -> None:
 
 
 def _table(verdict: Mapping[str, Any]) -> Table:
+    precision = precision_of(verdict["dtype"], verdict["quantization"])
     table = Table(
-        title=f"Largest differences from an independent replay ({verdict['dtype']})",
+        title=f"Largest differences from an independent replay ({precision})",
         caption="Few values may lie beyond the limit, none beyond the ceiling.",
         caption_justify="left",
     )

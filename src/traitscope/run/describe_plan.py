@@ -58,6 +58,7 @@ def describe_plan(prepared: Prepared, batch_size: int | None, out: Path) -> dict
         "model": prepared.source.name,
         "devices": [str(device) for device in prepared.devices],
         "dtype": str(dtype).removeprefix("torch."),
+        "quantization": prepared.source.quantization,
         "experiments": len(prepared.loaded.suite.experiments),
         "captures": len(plan.captures),
         "generations": len(plan.generations),

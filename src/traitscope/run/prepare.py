@@ -16,6 +16,7 @@ from traitscope.errors import InputError
 from traitscope.model.facts import ModelFacts, facts_of_config
 from traitscope.model.fingerprint import fingerprint_of_source
 from traitscope.model.loading import choose_device, choose_dtype
+from traitscope.model.quantisation import refuse_quantisation
 from traitscope.model.source import (
     ModelSource,
     check_reachable,
@@ -53,7 +54,7 @@ class Prepared:
         return self.devices[0]
 
     def facts(self) -> ModelFacts:
-        return facts_of_config(self.config)
+        return facts_of_config(self.config, self.source.quantization)
 
     @property
     def known_dtype(self) -> torch.dtype:
@@ -67,6 +68,7 @@ def prepare(
     device: str = "auto",
     devices: str | None = None,
     dtype: str = "auto",
+    quantize: str | None = None,
     allow_foreign: bool = False,
     trust_remote_code: bool = False,
 ) -> Prepared:
@@ -82,8 +84,11 @@ def prepare(
     chosen_dtype = choose_dtype(dtype, chosen_devices[0])
     by_reference = _find_traits(loaded)
     suite = loaded.suite
-    source = find_source(suite.model, revision=suite.revision, trust_remote_code=trust_remote_code)
+    source = find_source(
+        suite.model, revision=suite.revision, trust_remote_code=trust_remote_code, quantization=quantize
+    )
     check_reachable(source)
+    refuse_quantisation(source, chosen_device)
     config = load_config(source)
     tokenizer = load_tokenizer(source)
     text_config = config.get_text_config()

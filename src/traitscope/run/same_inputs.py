@@ -25,6 +25,7 @@ def refuse_other_inputs(
     device: str,
     dtype: str,
     devices: Sequence[torch.device] = (),
+    quantize: str | None = None,
 ) -> None:
     """Refuse to go on with a run under another suite, other prompts, or other flags.
 
@@ -43,6 +44,8 @@ def refuse_other_inputs(
     ]
     kinds = {given.type for given in devices}
     differences += [f"devices: {first} → {kind}" for kind in kinds - {torch.device(first).type}]
+    if quantize not in (None, was := described["model"]["quantization"]):
+        differences.append(f"quantize: {was} → {quantize}")
     if suite is not None:
         loaded = load_suite(suite).with_overrides(model=model, max_new_tokens=max_new_tokens)
         differences += suite_difference(frozen, loaded.resolved())

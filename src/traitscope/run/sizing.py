@@ -11,6 +11,7 @@ import torch
 from traitscope.errors import InputError
 from traitscope.model.facts import facts_of_config
 from traitscope.model.loading import DTYPES
+from traitscope.model.quantisation import refuse_unknown_kind
 from traitscope.model.source import check_reachable, find_source, load_config, load_config_file
 
 _TOKENS = (128, 512, 2048)
@@ -19,7 +20,13 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
 def describe_sizes(
-    model: str, memory: str, dtype: str, *, revision: str | None = None, trust_remote_code: bool = False
+    model: str,
+    memory: str,
+    dtype: str,
+    *,
+    quantize: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Parameters, weights, cache per row and the largest batch beside the weights in ``memory``. Bytes.
 
@@ -27,14 +34,17 @@ def describe_sizes(
         model: a hub id, a directory, or a configuration file (.json); no weights and no tokenizer are read.
         memory: such as ``24GB`` or ``16GiB``.
         dtype: ``auto`` is the configuration's own, else bfloat16.
+        quantize: a kind of ``--quantize``; its package need not be here.
 
     Raises:
-        InputError: no such configuration, unknown dtype, or a size that cannot be read.
+        InputError: no such configuration, unknown dtype or kind, or a size that cannot be read.
     """
+    if quantize is not None:
+        refuse_unknown_kind(quantize)
     there = memory_bytes(memory)
     config = _config(model, revision, trust_remote_code)
     chosen = _dtype(dtype, config)
-    facts = facts_of_config(config)
+    facts = facts_of_config(config, quantize)
     left = there - facts.weight_bytes(chosen.itemsize)
     return {
         "model": model,
@@ -42,6 +52,7 @@ def describe_sizes(
         "layers": facts.n_layers,
         "d_model": facts.d_model,
         "dtype": str(chosen).removeprefix("torch."),
+        "quantization": quantize,
         "weight_bytes": facts.weight_bytes(chosen.itemsize),
         "cache_bytes_per_token": facts.cache_bytes_per_token(chosen.itemsize),
         "memory_bytes": there,

@@ -173,6 +173,8 @@ class _LayerCheck:
 
 def _maps(module: nn.Module, n_inputs: int | None = None, n_outputs: int | None = None) -> bool:
     """Whether a module is a linear map, of those sizes if given."""
+    if isinstance(module, torch.nn.Linear):  # of a quantised one the weight says nothing of its sizes
+        return n_inputs is None or (module.in_features, module.out_features) == (n_inputs, n_outputs)
     weight: Any = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
         return False

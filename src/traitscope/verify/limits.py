@@ -11,6 +11,9 @@ from traitscope.checkpoints import Checkpoint
 
 N_BANDS = 4
 _STANDS_FOR = {"float16": "bfloat16"}
+_ROUND_INPUTS = ("bnb-8bit",)
+"""Quantisers whose layers round what they read: differences in the last bits grow, whatever the dtype. The others round
+weights alone and are held to the limits of their dtype."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,13 @@ def cell_of(quantity: str, checkpoint: str | None, n_layers: int) -> str:
     return f"{quantity} {state.site} {1 + N_BANDS * state.layer // n_layers}"
 
 
-def read_limits(dtype: str) -> Limits:
+def read_limits(dtype: str, quantization: str | None = None) -> Limits:
     """The limits for a model of ``dtype``; those of bfloat16 stand for float16, which rounds less.
 
     Raises:
         KeyError: there are none for this dtype.
     """
+    name = quantization if quantization in _ROUND_INPUTS else _STANDS_FOR.get(dtype, dtype)
     described = json.loads((resources.files("traitscope.verify") / "limits.json").read_text())
-    cells = described["limits"][_STANDS_FOR.get(dtype, dtype)]
+    cells = described["limits"][name]
     return Limits({name: Limit(cell["usual"], cell["ceiling"]) for name, cell in cells.items()}, described["share"])

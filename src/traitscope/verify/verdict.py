@@ -64,6 +64,7 @@ class Verdict:
 
     Attributes:
         dtype: that the run was captured in.
+        quantization: how the model's weights were kept, or None.
         verified, captured: generations that were replayed, and those whose status is ``ok``.
         worst: one row per quantity and site.
         certainly_seen: a change of one stored score by more than this many state norms, plus 2⁻¹¹ of the score
@@ -73,6 +74,7 @@ class Verdict:
 
     run: str
     dtype: str
+    quantization: str | None
     deep: bool
     verified: int
     captured: int
@@ -159,6 +161,7 @@ def verdict_without_replay(stored: StoredRun, *, deep: bool) -> Verdict:
     return Verdict(
         run=str(stored.run_dir),
         dtype=stored.plan["dtype"],
+        quantization=stored.plan["model"]["quantization"],
         deep=deep,
         verified=0,
         captured=stored.counts.get("ok", 0),
@@ -198,7 +201,7 @@ def _other_model(stored: StoredRun, model: LanguageModel) -> Iterator[str]:
 def _limits_of(stored: StoredRun) -> Limits:
     dtype = stored.plan["dtype"]
     try:
-        return read_limits(dtype)
+        return read_limits(dtype, stored.plan["model"]["quantization"])
     except KeyError:
         raise InputError(f"run {stored.run_dir}: no limits were measured for dtype {dtype}") from None
 

@@ -12,7 +12,7 @@ from traitscope.captures.files import read_frozen_plan, read_sessions
 from traitscope.captures.reading import capture_label
 from traitscope.report.page.prompts import visible
 from traitscope.report.terminal import procedure
-from traitscope.report.text import one_line
+from traitscope.report.text import one_line, precision_of
 from traitscope.report.verification import conclusion
 from traitscope.units import human_bytes, human_seconds
 
@@ -32,6 +32,7 @@ def described_night(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]
     """The first section of the page, as plain values."""
     plan, cost, old = read_frozen_plan(run_dir), summary["cost"], summary["old_procedure"]
     path = shlex.quote(str(run_dir))
+    precision = precision_of(plan["dtype"], plan["model"]["quantization"])
     counts = {kind: summary["counts"].get(kind, 0) for kind in ("ok", "failed", "too_long", "missing")}
     return {
         "suite": plan["suite"]["name"],
@@ -39,7 +40,7 @@ def described_night(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]
         "path": path,
         "captured": counts["ok"],
         "created": plan["created"].replace("T", " ").removesuffix("+00:00"),
-        "model": f"{plan['model']['name']}, {plan['dtype']} on {', '.join(plan['devices'])}",
+        "model": f"{plan['model']['name']}, {precision} on {', '.join(plan['devices'])}",
         "fingerprint": plan["model"]["fingerprint"],
         "versions": ", ".join(f"{name} {version}" for name, version in plan["versions"].items()),
         "verdict": _verdict(counts, summary["verify"]),
