@@ -1,8 +1,8 @@
 """Derives ``src/traitscope/verify/limits.json`` and the table of docs/verify.md from clean runs.
 
-``derive_limits.py GEMMA [--keep FOLDER] [--only SET]``: GEMMA is the GGUF file of Gemma 3 270M. The other models are
-the embedded one, a random Qwen3 of 12 layers, and the tiny random architectures of the tests. Gemma is left
-out where weights are quantised anew.
+``derive_limits.py GEMMA [--keep FOLDER]``: GEMMA is the GGUF file of Gemma 3 270M. The other models are the
+embedded one, a random Qwen3 of 12 layers, and the tiny random architectures of the tests. Gemma is left out where
+weights are quantised anew. ``derive_limits.py --only SET [--widen]`` derives one set and leaves the others alone.
 """
 
 from __future__ import annotations
@@ -66,14 +66,20 @@ QUESTIONS = (
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("gemma", type=Path)
+    arguments.add_argument("gemma", type=Path, nargs="?")
     arguments.add_argument("--keep", type=Path, help="Where every single difference is kept, and found again.")
     arguments.add_argument("--only", choices=PRECISIONS, help="Derive this set and leave the others as they stand.")
+    arguments.add_argument("--widen", action="store_true", help="Keep what stands where it is larger.")
+    arguments.add_argument("--models", nargs="+", help="With --only: these models and no others.")
     given = arguments.parse_args()
+    if given.gemma is None and given.only is None:
+        arguments.error("without --only, the file of Gemma is needed")
     transformers.utils.logging.disable_progress_bar()
     cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, location in models(given.gemma, Path(folder)):
+            if given.models and name not in given.models:
+                continue
             for limits, dtype, quantize in asked(given.only):
                 if quantize and location.endswith(".gguf"):
                     continue
@@ -87,7 +93,7 @@ def main() -> None:
                 )
     described = limits_from(pl.DataFrame(cells))
     if given.only is not None:
-        described = with_the_others(described)
+        described = with_the_others(described, widen=given.widen)
     LIMITS.write_text(json.dumps(described, indent=1) + "\n")
     print_table(described)
 
@@ -165,10 +171,21 @@ def limits_from(cells: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def with_the_others(derived: dict[str, Any]) -> dict[str, Any]:
-    """The limits as they stand, with those that were derived now in place of their own."""
+def with_the_others(derived: dict[str, Any], *, widen: bool) -> dict[str, Any]:
+    """The limits as they stand, with those that were derived now in place of their own, or widened by them."""
     standing = json.loads(LIMITS.read_text())
-    return {**standing, **{part: {**standing[part], **derived[part]} for part in ("values", "limits")}}
+    limits = derived["limits"]
+    if widen:
+        limits = {name: _wider(standing["limits"][name], cells) for name, cells in limits.items()}
+    counts = {**standing["values"], **derived["values"]}
+    return {**standing, "values": counts, "limits": {**standing["limits"], **limits}}
+
+
+def _wider(standing: dict[str, Any], derived: dict[str, Any]) -> dict[str, Any]:
+    return {
+        cell: {name: max(value, standing[cell][name]) for name, value in figures.items()}
+        for cell, figures in derived.items()
+    }
 
 
 def rounded_up(value: float) -> float:
@@ -189,13 +206,14 @@ def print_table(described: dict[str, Any]) -> None:
         print(f"| {cell} | {' | '.join(figures)} |")
 
 
-def models(gemma: Path, folder: Path) -> Iterator[tuple[str, str]]:
+def models(gemma: Path | None, folder: Path) -> Iterator[tuple[str, str]]:
     """Name and location of every model."""
     for architecture in CONFIGS:
         yield f"tiny-{architecture}", saved(tiny_model(architecture), folder / architecture)
     yield "random-qwen3", saved(random_qwen3(), folder / "random-qwen3")
     yield "smollm2-135m", "smollm2-135m"
-    yield "gemma3-270m", str(gemma)
+    if gemma is not None:
+        yield "gemma3-270m", str(gemma)
 
 
 def random_qwen3() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,19 @@ def test_packed_layers_compute_the_same_and_only_while_in_use(wide: LanguageMode
     assert not [m for m in wide.module.modules() if "forward" in vars(m)]
     assert not torch.equal(packed, torch.zeros_like(packed))
     torch.testing.assert_close(packed, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_is_packed_where_the_processor_multiplies_it(wide: LanguageModel) -> None:
+    model = load_model(copy.deepcopy(wide.module).bfloat16(), tiny_tokenizer())
+    narrow = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+    assert model.linears.wanted == narrow
+    projection, states = model.module.model.layers[0].self_attn.q_proj, torch.randn(3, 5, 512).bfloat16()
+    with torch.inference_mode(), model.linears.in_use():
+        assert ("forward" in vars(projection)) == narrow
+        packed = projection(states)
+    assert packed.dtype == torch.bfloat16
+    true = states.double() @ projection.weight.double().T + projection.bias.double()
+    torch.testing.assert_close(packed.double(), true, rtol=1e-2, atol=1e-2)
 
 
 def test_generation_is_the_same_with_and_without(wide: LanguageModel) -> None:
