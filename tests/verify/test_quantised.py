@@ -57,6 +57,12 @@ def test_open_layers_close_and_are_checked_against_the_dequantised_maps(run_tiny
     assert any("neurons through the layer's projection" in line for line in verify_run(run_dir, model).problems)
 
 
+def test_open_layers_that_round_what_they_read_are_kept_but_not_split(run_tiny: RunTiny) -> None:
+    run_dir, model = run_tiny("llama", quantize="bnb-8bit", **OPENED)
+    assert verify_run(run_dir, model).passed
+    assert all("rounds what it reads" in why for why in check_closure(run_dir, model=model).unsplit.values())
+
+
 def test_what_was_not_quantised_is_another_model(run_tiny: RunTiny, saved_tiny: Any) -> None:
     run_dir, _ = run_tiny("llama", quantize="torchao-int8")
     for other in (None, "bnb-4bit"):

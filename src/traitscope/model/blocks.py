@@ -157,11 +157,12 @@ def _found_projection(module: Any, contribution: Contribution, record: _Record) 
 
 
 def _unless_rounded(module: Any, block: Block) -> Block:
+    """The block, which cannot be split where its projection rounds what it reads."""
     projection = module.get_submodule(block.projection)
     if not rounds_inputs(projection):
         return block
     problem = f"{type(projection).__name__} rounds what it reads to 8 bits: what it adds is no sum of heads or neurons"
-    return replace(block, projection=None, norm=None, problem=problem)
+    return replace(block, problem=problem)
 
 
 def _multiplier(output: torch.Tensor, added: torch.Tensor) -> float | None:

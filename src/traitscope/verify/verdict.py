@@ -199,11 +199,12 @@ def _other_model(stored: StoredRun, model: LanguageModel) -> Iterator[str]:
 
 
 def _limits_of(stored: StoredRun) -> Limits:
-    dtype = stored.plan["dtype"]
+    dtype, quantization = stored.plan["dtype"], stored.plan["model"]["quantization"]
     try:
-        return read_limits(dtype, stored.plan["model"]["quantization"])
+        return read_limits(dtype, quantization)
     except KeyError:
-        raise InputError(f"run {stored.run_dir}: no limits were measured for dtype {dtype}") from None
+        what = " ".join(filter(None, (dtype, quantization)))
+        raise InputError(f"run {stored.run_dir}: no limits were measured for {what}") from None
 
 
 def _vectors_of(stored: StoredRun) -> dict[str, TraitVectors]:
