@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_verdict import RunTiny, a_layer_off_by_one, one_score_changed, plant
 
+from test_verdict import RunTiny, a_layer_off_by_one, one_score_changed, plant
 from traitscope.model import decode as decode_module
 from traitscope.model.decode import Decoded
 from traitscope.model.loading import LanguageModel
