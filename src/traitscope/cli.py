@@ -128,7 +128,9 @@ def run(
         raise InputError("--retry-failed and --deep need --resume RUN_DIR")
     loaded = _loaded_suite(suite or _DEFAULT_SUITE, model, max_new_tokens)
     if dry_run:
-        _show_plan(_prepared(loaded, device, dtype, quantize, allow_foreign, trust_remote_code, devices), width, as_json)
+        _show_plan(
+            _prepared(loaded, device, dtype, quantize, allow_foreign, trust_remote_code, devices), width, as_json
+        )
         return
     prepared = _prepared(loaded, device, dtype, quantize, allow_foreign, trust_remote_code, devices)
     with tracking:

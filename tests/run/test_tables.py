@@ -72,7 +72,7 @@ def test_the_schema_is_the_documented_one_and_changes_only_with_its_version() ->
     columns = {name: [f"{field.name}: {field.type}" for field in table] for name, table in described.items()}
     state = ["generation: string", "checkpoint: string", "layer: int32", "site: string"]
     floats = str(pa.list_(pa.float32()))
-    assert schema.FORMAT_VERSION == 5
+    assert schema.FORMAT_VERSION == 6
     assert columns["generations"] == [
         "generation: string",
         "status: string",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 SHARD_TABLES = ("generations", "tokens", "scores", "writes")
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

@@ -88,7 +88,7 @@ def prepare(
         suite.model, revision=suite.revision, trust_remote_code=trust_remote_code, quantization=quantize
     )
     check_reachable(source)
-    refuse_quantisation(source, chosen_device)
+    refuse_quantisation(source, chosen_devices[0])
     config = load_config(source)
     tokenizer = load_tokenizer(source)
     text_config = config.get_text_config()
