@@ -18,7 +18,7 @@ from torch import nn
 from traitscope.model.quantisation import is_quantised
 
 _ROWS = 32  # what the layout is made for; more rows are no slower than without
-_LEAST_WEIGHTS = 250_000
+_LEAST_WEIGHTS = 100_000
 _MOST_OF_FREE_MEMORY = 0.25
 _X86 = ("x86_64", "AMD64")
 
