@@ -183,7 +183,8 @@ def _time_table(
     n_tokens, n_threads = tasks[0].max_new_tokens, torch.get_num_threads()
     lines.append(
         f"\nDecoding with capture of {len(bank.traits)} traits, {len(tasks)} prompts × {n_tokens} tokens in one batch, "
-        f"{n_threads} threads; medians of {rounds} rounds in turn, smallest and largest in brackets."
+        f"{n_threads} thread{'s' * (n_threads > 1)}; medians of {rounds} rounds in turn, smallest and largest in "
+        "brackets."
     )
     return "\n".join(lines)
 
