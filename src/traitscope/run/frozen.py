@@ -43,7 +43,7 @@ class FrozenRun:
     fingerprint: str
     devices: tuple[str, ...]
     dtype: str
-    packed_linears: bool
+    packed_linears: frozenset[tuple[int, int]]
     compiled_steps: bool
     suite: dict[str, Any]
     checkpoints: tuple[str, ...]
@@ -190,7 +190,7 @@ def freeze(
             "model": {**asdict(source), "fingerprint": fingerprint, "digests": asdict(model.fingerprint)},
             "devices": list(map(str, devices)),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "packed_linears": model.linears.wanted,
+            "packed_linears": sorted(model.linears.shapes),
             "compiled_steps": model.static_steps.wanted,
             "checkpoints": [checkpoint.name for checkpoint in model.anatomy.checkpoints],
             "traits": [
@@ -237,7 +237,7 @@ def read_frozen(run_dir: Path) -> FrozenRun:
         fingerprint=given["fingerprint"],
         devices=tuple(described["devices"]),
         dtype=described["dtype"],
-        packed_linears=described["packed_linears"],
+        packed_linears=frozenset((n_out, n_in) for n_out, n_in in described["packed_linears"]),
         compiled_steps=described["compiled_steps"],
         suite=described["suite"],
         checkpoints=tuple(described["checkpoints"]),

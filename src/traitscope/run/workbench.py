@@ -53,7 +53,7 @@ class Workbench:
     def __init__(self, frozen: FrozenRun, model: LanguageModel) -> None:
         self._frozen = frozen
         self._model = model
-        model.linears.wanted = frozen.packed_linears
+        model.linears.shapes = frozen.packed_linears
         model.static_steps.wanted = frozen.compiled_steps
         self._shard_in_hand = 0
         self._engine = Engine(
