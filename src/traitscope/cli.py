@@ -91,6 +91,12 @@ def run(
     deep: Annotated[bool, typer.Option(help="With --resume: check checksums, not only sizes.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
     retime: Annotated[bool, typer.Option(help="Time the model anew instead of trusting its remembered pace.")] = False,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Compile the decode step, which takes minutes once. Default: on CUDA only."
+        ),
+    ] = None,
     allow_foreign: AllowForeign = False,
     trust_remote_code: TrustRemoteCode = False,
     track: Annotated[
@@ -104,9 +110,10 @@ def run(
     width = _auto_or_number("--batch-size", batch_size)
     per_shard = _auto_or_number("--shard-size", shard_size)
     if resume is not None:
-        if width or per_shard or dry_run or retime:
+        if width or per_shard or dry_run or retime or compiled is not None:
             raise InputError(
-                "--batch-size, --shard-size, --dry-run and --retime do not go with --resume: the run is frozen"
+                "--batch-size, --shard-size, --dry-run, --retime and --compile do not go with --resume: "
+                "the run is frozen"
             )
         with tracking:
             _resume(
@@ -141,6 +148,7 @@ def run(
             shard_size=per_shard,
             allow_foreign=allow_foreign,
             retime=retime,
+            compiled=compiled,
             tracking=tracking,
         )
         _finish(run_dir, as_json, tracking)
@@ -368,6 +376,7 @@ def _start(
     shard_size: int | None,
     allow_foreign: bool,
     retime: bool = False,
+    compiled: bool | None = None,
     tracking: Tracking | None = None,
 ) -> Path:
     with _quick_imports():
@@ -384,6 +393,7 @@ def _start(
         allow_foreign=allow_foreign,
         reporter=default_reporter(),
         retime=retime,
+        compiled=compiled,
         on_end=report_at_end,
         tracking=tracking,
     )

@@ -83,14 +83,16 @@ def start_run(
     reporter: Reporter,
     model: LanguageModel | None = None,
     retime: bool = False,
+    compiled: bool | None = None,
     tracking: Tracking | None = None,
     on_end: Callable[[Path], None] = lambda _run_dir: None,
 ) -> Path:
     """Run a prepared suite in a new run directory, which is returned.
 
     ``model`` is the suite's model where it is in memory already; else it is loaded. ``retime`` times it anew
-    instead of trusting a pace that was measured, say, while the machine was busy. ``tracking`` is told of every shard;
-    ``on_end`` is called with the run directory when the work ends, however it ends.
+    instead of trusting a pace that was measured, say, while the machine was busy. ``compiled`` says whether decode
+    steps are compiled; None leaves it as the model has it, which is on a CUDA device. ``tracking`` is told of every
+    shard; ``on_end`` is called with the run directory when the work ends, however it ends.
 
     Raises:
         InputError, RunError, Interrupted: each message says what is safe and how to go on.
@@ -98,6 +100,8 @@ def start_run(
     _refuse_what_cannot_fit(prepared, out)
     cost = SessionCost()
     model = model or _load(prepared, cost, reporter)
+    if compiled is not None:
+        model.static_steps.wanted = compiled
     with cost.timed("fitting"), reporter:
         vectors = vectors_for(
             model,

@@ -23,6 +23,7 @@ from traitscope.model.capture import ReaderBank, capturing
 from traitscope.model.decode import DecodeLoop
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling
+from traitscope.model.static_step import StaticSteps
 from traitscope.run.ceilings import device_name, synchronise
 from traitscope.run.memory import held_where_computed, is_out_of_memory
 
@@ -203,8 +204,8 @@ class _Probe:
 
     @contextmanager
     def _loop(self, prompts: Sequence[Sequence[int]]) -> Iterator[DecodeLoop]:
-        """A loop that no end of sequence stops before its time."""
-        model = replace(self._model, eos_token_ids=frozenset())
+        """A loop that no end of sequence stops before its time; its steps are not compiled, for each width anew."""
+        model = replace(self._model, eos_token_ids=frozenset(), static_steps=StaticSteps(wanted=False))
         capturing_scores = capturing(model.module, model.anatomy, self._bank, model.device)
         with capturing_scores as capture, model.linears.in_use():
             yield DecodeLoop(
