@@ -1,8 +1,9 @@
-"""Milliseconds of a decode step on a CUDA device, with and without capture, beside transformers' ``generate``.
+"""Milliseconds of a decode step on a CUDA device: compiled with and without capture, ordinary, and ``generate``'s.
 
 ``gpu.py [--batches 1 24 64 256] [--out FILE]``: the model has the shape of Gemma 2 2B and random weights in bfloat16,
 so nothing is downloaded. All sides decode the same number of tokens behind prompts of the same lengths; rounds are
-interleaved. ``--shape tiny`` tries the script in seconds, on any device.
+interleaved. ``--shape tiny`` tries the script in seconds, on any device. Before anything is timed the scores of
+compiled and ordinary steps are compared.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from tiny_models import tiny_tokenizer
 from traitscope.bench.vectors import random_vectors
 from traitscope.model.capture import ReaderBank, capturing
-from traitscope.model.decode import DecodeLoop
+from traitscope.model.decode import DecodeLoop, decode
 from traitscope.model.facts import facts_of_module
 from traitscope.model.loading import LanguageModel, load_model
 from traitscope.model.sampling import Sampling
+from traitscope.model.static_step import StaticSteps
 from traitscope.run.ceilings import synchronise
 from traitscope.traits.vectors import readers_of
 
@@ -86,11 +88,10 @@ def main() -> None:
     floor = 1000 * weight_bytes / copied
     print(machine(device), flush=True)
     print(f"{weight_bytes / 1e9:.2f} GB of weights, {copied / 1e12:.2f} TB/s read and written: floor {floor:.2f} ms")
-    print(
-        "batch | capture | none | generate | capture/none | capture/generate | none/generate | floor/capture | tokens/s"
-    )
+    print("batch | capture | none | ordinary | generate | capture/none | capture/generate | capture/floor | tokens/s")
     results = []
     for batch in given.batches:
+        print(compared(model, bank, batch, given.prompt), flush=True)
         measured = measure(model, bank, batch, given.prompt, given.tokens, given.rounds)
         results.append(measured)
         print(line(measured, floor), flush=True)
@@ -128,10 +129,25 @@ def moved_bytes_per_second(device: torch.device) -> float:
     return 2 * source.numel() * source.itemsize / fastest
 
 
+def compared(model: LanguageModel, bank: ReaderBank, batch: int, longest: int) -> str:
+    """How far scores of compiled steps lie from those of ordinary ones, of rows that chose the same tokens."""
+    prompts = ragged_prompts(model, batch, longest)
+    asked: dict[str, Any] = {"max_new_tokens": 8, "sampling": Sampling(), "seeds": [0] * batch, "bank": bank}
+    compiled = decode(model, prompts, **asked)
+    ordinary = decode(replace(model, static_steps=StaticSteps(wanted=False)), prompts, **asked)
+    pairs = [(a.trace, b.trace) for a, b in zip(compiled, ordinary, strict=True) if a.response_ids == b.response_ids]
+    apart = [float((abs(a.scores - b.scores) / b.norms[..., None]).max()) for a, b in pairs if a and b]
+    how = "compiled" if model.static_steps.wanted else "not compiled"
+    same = f"{len(pairs)} of {batch} rows chose the same tokens"
+    return f"batch {batch}, {how}: {same}, scores within {max(apart, default=0):.1e} of the norm"
+
+
 def measure(model: LanguageModel, bank: ReaderBank, batch: int, longest: int, n_steps: int, n_rounds: int) -> Measured:
     """Time all contenders in turn; a round before the first one is thrown away."""
     prompts = ragged_prompts(model, batch, longest)
+    ordinary = replace(model, static_steps=StaticSteps(wanted=False))
     contenders: dict[str, Callable[[], float]] = {
+        "ordinary": lambda: our_seconds(ordinary, prompts, bank, n_steps),
         "capture": lambda: our_seconds(model, prompts, bank, n_steps),
         "none": lambda: our_seconds(model, prompts, None, n_steps),
         "generate": lambda: generate_seconds(model, prompts, n_steps),
@@ -219,14 +235,10 @@ def machine(device: torch.device) -> str:
 
 def line(measured: Measured, floor: float) -> str:
     """One row of the table: medians of milliseconds a step, ratios paired by round."""
-    capture, none, generate = (measured.median(name) for name in ("capture", "none", "generate"))
-    ratios = [
-        measured.ratio("capture", "none"),
-        measured.ratio("capture", "generate"),
-        measured.ratio("none", "generate"),
-        floor / capture,
-    ]
-    shown = [f"{value:.2f}" for value in (capture, none, generate)] + [f"{value:.3f}" for value in ratios]
+    medians = [measured.median(name) for name in ("capture", "none", "ordinary", "generate")]
+    capture = medians[0]
+    ratios = [measured.ratio("capture", "none"), measured.ratio("capture", "generate"), capture / floor]
+    shown = [f"{value:.2f}" for value in medians] + [f"{value:.3f}" for value in ratios]
     return " | ".join([str(measured.batch), *shown, f"{1000 * measured.batch / capture:,.0f}"])
 
 

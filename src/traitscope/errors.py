@@ -22,6 +22,10 @@ class RunError(TraitscopeError):
     """A run that started could not go on; the message says what is safe. Exit code 1."""
 
 
+class DeviceFailedError(RunError):
+    """The device computes nothing any more in this process; another one may find it in order."""
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """A half sentence that offers the known names nearest to ``name``."""
     known = sorted(known)

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from traitscope.model.kv_cache import (
     begin_rows,
     can_share,
     drop_front,
+    grow,
     keys_and_values,
     new_cache,
     put_rows,
@@ -31,7 +32,7 @@ from traitscope.model.kv_cache import (
 from traitscope.model.loading import LanguageModel
 from traitscope.model.sampling import Sampling, TokenChooser
 from traitscope.model.sharing import Sharing, nothing_shared, shared_by
-from traitscope.model.static_step import StaticStep, refuse_different
+from traitscope.model.static_step import StaticSizes, StaticStep, refuse_different
 from traitscope.model.steering import Pushes, Steering, pushing, steers_prompt
 
 _JOINING_SHARE = {"cpu": 1 / 16}
@@ -95,6 +96,7 @@ def decode(
     seeds: Sequence[int],
     bank: ReaderBank | None = None,
     width: int | None = None,
+    static_sizes: StaticSizes | None = None,
     on_step: Callable[[int], None] | None = None,
     on_row: Callable[[int, Decoded], None] | None = None,
     run_prefix: RunPrefix | None = None,
@@ -112,6 +114,7 @@ def decode(
         seeds: one 64-bit seed a row (``row_seed``); not read when sampling is greedy.
         bank: the traits to project on; None generates without hooks.
         width: how many rows are in flight at most; None for all.
+        static_sizes: what a compiled step is made for; at least what these rows need, which is what None takes.
         on_step: told how many tokens were generated since it was last told.
         on_row: told each row's number and what became of it, as soon as it has ended; rows that it was told of are
             safe when a later one fails.
@@ -132,6 +135,7 @@ def decode(
             sampling=sampling,
             seeds=seeds,
             width=width,
+            static_sizes=static_sizes,
             capture=capture,
             on_step=on_step,
             on_row=on_row,
@@ -208,6 +212,12 @@ class _Flight:
     def capacity(self) -> int:
         return self.mask.shape[1]
 
+    def grown(self, capacity: int) -> _Flight:
+        """The same rows with room for more tokens."""
+        grow(self.cache, capacity)
+        more = self.mask.new_zeros(len(self.mask), capacity - self.capacity)
+        return replace(self, mask=torch.cat([self.mask, more], dim=1))
+
     def select(self, slots: Sequence[int]) -> None:
         """Keep these slots of the batch, any of them more than once."""
         kept = torch.tensor(list(slots), device=self.mask.device)
@@ -256,6 +266,7 @@ class DecodeLoop:
         sampling: Sampling,
         seeds: Sequence[int],
         width: int | None = None,
+        static_sizes: StaticSizes | None = None,
         capture: ScoreCapture | None = None,
         on_step: Callable[[int], None] | None = None,
         on_row: Callable[[int, Decoded], None] | None = None,
@@ -268,6 +279,8 @@ class DecodeLoop:
         self._rows = [_Row(tuple(prompt), limit) for prompt, limit in zip(prompts, limits, strict=True)]
         self._waiting = deque(sorted(range(len(prompts)), key=lambda row: -len(prompts[row])))
         self._width = width or len(prompts)
+        longest = max((len(row.prompt) + row.limit for row in self._rows), default=0)
+        self._static_sizes = static_sizes or StaticSizes(self._width, longest)
         self._chooser = TokenChooser(sampling, seeds, max(limits, default=0), model.device)
         self._on_step, self._on_row = on_step, on_row
         self._run_prefix = run_prefix or RunPrefix()
@@ -286,9 +299,11 @@ class DecodeLoop:
         """Read the first of the waiting prompts, as many as may be in flight."""
         rows = [self._waiting.popleft() for _ in range(min(self._width, len(self._waiting)))]
         capacity = self._capacity([self._rows[row] for row in [*rows, *self._waiting]])
-        flight = self._read(rows, capacity)
-        if self._plain_cache and self._pushes is None:
-            flight = self._in_static_step(flight, capacity) or flight
+        compiles = self._model.static_steps.wanted and self._plain_cache and self._pushes is None
+        longest = max(len(self._rows[row].prompt) for row in rows)
+        flight = self._read(rows, longest + 1 if compiles else capacity)
+        if compiles:
+            flight = self._in_static_step(flight) or flight.grown(capacity)
         self._flight = flight
         self._settled(flight)
 
@@ -363,9 +378,11 @@ class DecodeLoop:
         if len(free) == len(flight.rows):
             self._flight = None
             return
+        n_running = len(flight.rows) - len(free)
+        room = free[: max(0, min(self._width, len(flight.rows)) - n_running)]
         if self._waiting and self._plain_cache:
-            if len(free) >= min(math.ceil(self._joining_share * len(flight.rows)), len(self._waiting)):
-                self._join(flight, free)
+            if len(room) >= min(math.ceil(self._joining_share * (n_running + len(room))), len(self._waiting)):
+                self._join(flight, room)
         elif flight.static is None and len(free) >= _LEAVING_SHARE * len(flight.rows):
             flight.select([slot for slot in range(len(flight.rows)) if slot not in free])
         self._settled(flight)
@@ -436,14 +453,12 @@ class DecodeLoop:
         flight.numbers = torch.tensor(list(rows), device=self._model.device)
         return flight
 
-    def _in_static_step(self, flight: _Flight, capacity: int) -> _Flight | None:
-        """The same rows in the tensors of a static step; None where the model's steps are not compiled."""
+    def _in_static_step(self, flight: _Flight) -> _Flight | None:
+        """The same rows in the tensors of a static step; None where the model's steps cannot be compiled."""
         steps = self._model.static_steps
         try:
-            step = steps.fitting(self._model, flight.cache, self._width, capacity, self._capture)
-            if step is None:
-                return None
-            n_slots = step.width
+            step = steps.fitting(self._model, flight.cache, self._static_sizes, self._capture)
+            n_slots = step.sizes.width
             moved = _Flight(
                 rows=[None] * n_slots,
                 cache=step.cache,
@@ -459,6 +474,9 @@ class DecodeLoop:
             moved.put(range(len(flight.rows)), flight)
             if not step.is_built:
                 self._build(step, moved, flight)
+        except torch.OutOfMemoryError:
+            steps.drop()
+            raise
         except Exception as error:  # whatever a compiler says; a model that cannot run at all says it again without
             steps.give_up(one_line_of(error))
             return None

@@ -53,7 +53,7 @@ class AppendingLayer(DynamicLayer):
             return
         n_slots = other.get_seq_length()
         for room, given in zip(self._room, other._room, strict=True):
-            room[rows, :, : stop - n_slots] = 0  # what is masked is still multiplied: by zero, which keeps NaN
+            room[rows] = 0  # what is masked is still multiplied: by zero, which keeps NaN
             room[rows, :, stop - n_slots : stop] = given[:, :, :n_slots]
 
     def drop_front(self, n_slots: int, length: int) -> None:
@@ -62,6 +62,16 @@ class AppendingLayer(DynamicLayer):
             for room in self._room:
                 room[:, :, : length - n_slots] = room[:, :, n_slots:length].clone()
             self._show(length - n_slots)
+
+    def grow(self, capacity: int) -> None:
+        """Have room for more tokens than were expected."""
+        self._capacity = capacity
+        if self._room is not None:
+            length = self.get_seq_length()
+            old, self._room = self._room, (self._allocated(self._room[0]), self._allocated(self._room[1]))
+            for room, states in zip(self._room, old, strict=True):
+                room[:, :, :length] = states[:, :, :length]
+            self._show(length)
 
     def _allocated(self, states: torch.Tensor) -> torch.Tensor:
         batch, heads, n_new, d_head = states.shape
@@ -169,6 +179,12 @@ def put_rows(cache: DynamicCache, rows: torch.Tensor, other: DynamicCache, stop:
     """Replace ``rows`` of ``cache`` by those of ``other``, which is no longer; all end in front of slot ``stop``."""
     for layer, given in zip(cache.layers, other.layers, strict=True):
         layer.put_rows(rows, given, stop)
+
+
+def grow(cache: DynamicCache, capacity: int) -> None:
+    """Have room for more tokens than were expected."""
+    for layer in cache.layers:
+        layer.grow(capacity)
 
 
 def drop_front(cache: DynamicCache, n_slots: int, length: int) -> None:

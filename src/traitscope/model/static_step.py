@@ -30,8 +30,24 @@ _WARM_UPS = 3
 _MOST_DIFFERENCE = 2.0  # times what two ways to one state may lie apart: logits are behind all layers
 
 
+@dataclass(frozen=True)
+class StaticSizes:
+    """What a step is compiled for: one for a whole run, so that no number depends on the batches before it.
+
+    ``tokens`` is the length of the longest row, response included.
+    """
+
+    width: int
+    tokens: int
+
+    @property
+    def capacity(self) -> int:
+        """Slots of the cache: with some to spare, so that it is seldom moved."""
+        return (1 + self.tokens // _CAPACITY_STEP) * _CAPACITY_STEP
+
+
 class StaticSteps:
-    """The static step of one model, kept from batch to batch, as compiling takes minutes.
+    """The static steps of one model, one with each capture, kept from batch to batch, as compiling takes minutes.
 
     ``wanted`` may be set; what is computed differs in the last bits, so a run keeps to what it began with.
     """
@@ -39,34 +55,38 @@ class StaticSteps:
     def __init__(self, *, wanted: bool, backend: str = "inductor") -> None:
         self.wanted = wanted
         self.backend = backend
-        self.kept: StaticStep | None = None
+        self.kept: list[StaticStep] = []
 
     def fitting(
-        self, model: LanguageModel, like: DynamicCache, width: int, capacity: int, capture: ScoreCapture | None
-    ) -> StaticStep | None:
-        """A step for ``width`` rows and caches ``like`` this one, of ``capacity`` slots; None where none is wanted."""
-        if not self.wanted:
-            return None
+        self, model: LanguageModel, like: DynamicCache, sizes: StaticSizes, capture: ScoreCapture | None
+    ) -> StaticStep:
+        """A step of these sizes for caches ``like`` this one, which has begun."""
         bank = None if capture is None else capture.bank
-        kept = self.kept
-        if kept is None or kept.bank is not bank or kept.width < width or kept.capacity < capacity:
-            self.kept = None  # its memory is free before the next one is made
-            torch.compiler.reset()  # it refuses to compile one function for ever new sizes
-            rounded = -(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP
-            self.kept = StaticStep(model, like, width, rounded, capture, self.backend)
-        return self.kept
+        for step in self.kept:
+            if step.bank is bank and step.sizes == sizes:
+                return step
+        captures = bank is not None
+        self.kept = [step for step in self.kept if (step.bank is not None) != captures and step.sizes == sizes]
+        torch.compiler.reset()  # it refuses to compile one function for ever new sizes
+        self.kept.append(StaticStep(model, like, sizes, capture, self.backend))
+        return self.kept[-1]
+
+    def drop(self) -> None:
+        """Give back the memory of all steps."""
+        self.kept.clear()
 
     def give_up(self, reason: str) -> None:
         """Use ordinary steps from now on."""
         log.warning("decode steps are not compiled: %s", reason)
-        self.wanted, self.kept = False, None
+        self.wanted = False
+        self.drop()
 
 
 class StaticStep:
-    """One forward pass of ``width`` rows, a token each.
+    """One forward pass of fixed sizes, a token a row.
 
     Attributes:
-        cache: ``capacity`` slots a row.
+        cache: ``sizes.capacity`` slots a row.
         tokens, positions: ``[width]`` int64, of the tokens that are fed.
         mask: ``[width, capacity]`` int64, the slot that is written included.
         slot: ``[1]`` int64, where keys and values of these tokens go.
@@ -76,12 +96,12 @@ class StaticStep:
         self,
         model: LanguageModel,
         like: DynamicCache,
-        width: int,
-        capacity: int,
+        sizes: StaticSizes,
         capture: ScoreCapture | None,
         backend: str,
     ) -> None:
-        self.width, self.capacity = width, capacity
+        width, capacity = sizes.width, sizes.capacity
+        self.sizes = sizes
         self.bank: ReaderBank | None = None if capture is None else capture.bank
         self._model = model
         device = model.device
@@ -169,15 +189,19 @@ class _Graph:
 
     @classmethod
     def recorded(cls, run: Callable[[], tuple[torch.Tensor, torch.Tensor | None]], device: torch.device) -> _Graph:
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                run()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = run()
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    run()
+            torch.cuda.current_stream(device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                outputs = run()
+        for output in outputs:
+            if output is not None:
+                output.fill_(torch.nan)  # so that a graph that recorded nothing does not pass for one that computes
         return cls(graph, outputs)
 
     def __call__(self) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -100,7 +100,8 @@ def make_batches(
     def settings(task: GenerationTask) -> tuple[Any, ...]:
         sampling = task.sampling
         given = task.response_ids is not None
-        return (task.shares_prompt, given, sampling.temperature, sampling.top_p, sampling.top_k)
+        # Compiled steps do not push rows, and one that is pushed would keep all others from them.
+        return (task.dose is None, task.shares_prompt, given, sampling.temperature, sampling.top_p, sampling.top_k)
 
     ordered = sorted(tasks, key=lambda task: (settings(task), -task.n_prompt))
     groups = [tuple(group) for _, group in groupby(ordered, key=settings)]

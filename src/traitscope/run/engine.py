@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from traitscope.errors import one_line_of
+from traitscope.errors import DeviceFailedError, one_line_of
 from traitscope.model.decode import Decoded, RunPrefix, decode
 from traitscope.model.internals import LayerInternals, open_layers
 from traitscope.model.loading import LanguageModel
 from traitscope.model.replay import replay_scores, steered
 from traitscope.model.sampling import Sampling
+from traitscope.model.static_step import StaticSizes
 from traitscope.model.steering import Steering
 from traitscope.run.memory import is_out_of_memory, release_memory
 from traitscope.run.steering import Dose, steering_of
@@ -67,7 +68,8 @@ class GenerationTask:
 class Engine:
     """Runs batches of generations on one model and one set of vectors.
 
-    ``run_prefix`` is what the prompts of all its generations begin with; ``width`` how many are in flight at most.
+    ``run_prefix`` is what the prompts of all its generations begin with; ``width`` how many are in flight at most, and
+    ``most_tokens`` the length of the longest with its response: what a compiled step is made for.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Engine:
         vectors: Sequence[TraitVectors],
         *,
         width: int,
+        most_tokens: int = 0,
         run_prefix: Sequence[int] = (),
         on_tokens: Callable[[int], None] = lambda _n: None,
     ) -> None:
@@ -87,6 +90,7 @@ class Engine:
         self._on_tokens = on_tokens
         self._describer = TokenDescriber(model.tokenizer)
         self._width = width
+        self._most_tokens = most_tokens
 
     def run_batch(self, tasks: Sequence[GenerationTask]) -> list[Outcome]:
         """Outcomes in the order of ``tasks``, which share their sampling.
@@ -97,6 +101,7 @@ class Engine:
         """
         outcomes: dict[str, Outcome] = {}
         waiting = [list(tasks)]
+        width = self._width
         while waiting:
             part = waiting.pop()
             rows: dict[int, Decoded] = {}
@@ -108,6 +113,7 @@ class Engine:
                 continue
             if len(part) == 1:
                 outcomes[part[0].id] = _failed(part[0], one_line_of(problem), seconds)
+                self._width = width  # it was too large by itself
             else:
                 waiting += reversed(self._after(problem, [task for n, task in enumerate(part) if n not in rows]))
         return [outcomes[task.id] for task in tasks]
@@ -116,10 +122,12 @@ class Engine:
         """How to go on with the tasks of a batch that a problem ended early."""
         log.warning("a batch failed (%s) with %d of its rows to go", one_line_of(problem), len(left))
         if is_out_of_memory(problem):
+            self._model.static_steps.drop()
             release_memory()
-            if (narrower := min(self._width, len(left)) // 2) >= 1:
-                self._width = narrower
-                return [left]
+        narrower = min(self._width, len(left)) // 2
+        if is_out_of_memory(problem) and left[0].response_ids is None and narrower >= 1:
+            self._width = narrower
+            return [left]
         half = (len(left) + 1) // 2
         return [part for part in (left[:half], left[half:]) if part]
 
@@ -131,6 +139,10 @@ class Engine:
         try:
             self._generate(tasks, rows)
         except Exception as error:
+            if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
+                raise DeviceFailedError(
+                    f"the device failed and computes nothing any more: {one_line_of(error)}"
+                ) from error
             return error.with_traceback(None)
         return None
 
@@ -147,11 +159,16 @@ class Engine:
             seeds=[task.seed or 0 for task in tasks],
             bank=self._bank,
             width=even_width(len(tasks), self._width),
+            static_sizes=self._static_sizes(tasks),
             on_step=self._on_tokens,
             on_row=rows.__setitem__,
             run_prefix=self._run_prefix,
             steering=[self._steering(task) for task in tasks],
         )
+
+    def _static_sizes(self, tasks: Sequence[GenerationTask]) -> StaticSizes:
+        longest = max(task.n_prompt + task.most_response_tokens for task in tasks)
+        return StaticSizes(self._width, max(self._most_tokens, longest))
 
     def _replayed(self, task: GenerationTask) -> Decoded:
         assert task.response_ids is not None

@@ -29,7 +29,7 @@ from traitscope.run.memory import held_where_computed, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-_REVISION = 3
+_REVISION = 4
 _SHORT, _LONG = 32, 512
 _LONG_ROWS = 8  # few enough for a long context to fit in memory
 _TIMED_STEPS = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ from traitscope.run.utilisation import CeilingShares, advice, utilisation
 from traitscope.run.writer import ShardWriter
 from traitscope.verify.verdict import verify_run
 
+log = logging.getLogger(__name__)
+
 
 class Workbench:
     """Does jobs, one at a time, inside ``telling``."""
@@ -60,6 +63,7 @@ class Workbench:
             model,
             frozen.vectors,
             width=frozen.batch_width,
+            most_tokens=_most_tokens(frozen),
             run_prefix=run_prefix(frozen.tasks.values()),
             on_tokens=self._on_tokens,
         )
@@ -114,7 +118,7 @@ class Workbench:
                 peak_memory_bytes=peak_resident_bytes(),
                 peak_device_memory_bytes=peak_device_memory_bytes(),
             )
-            figures = shard_figures(self._frozen, outcomes) if job.figures else {}
+            figures = self._figures(outcomes) if job.figures else {}
             self._tell(committed(job.shard, outcomes, cost, figures))
 
         self._writer.write(commit, on_committed)
@@ -127,6 +131,14 @@ class Workbench:
             outcomes += self._engine.run_batch(asked)
             self._tell(BatchDone(number, sum(task.most_response_tokens for task in asked)))
         return outcomes
+
+    def _figures(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """For a tracker; a figure that cannot be had is none, and never ends a run."""
+        try:
+            return shard_figures(self._frozen, outcomes)
+        except Exception as error:
+            log.warning("no figures for the tracker: %s", one_line_of(error))
+            return {}
 
     def _commit(self, number: int, outcomes: Sequence[Outcome]) -> None:
         tables = shard_tables(
@@ -208,6 +220,13 @@ def _narrow(device: torch.device, dtype: torch.dtype) -> tuple[torch.dtype, floa
         return None
     narrow, wide = (measured_ceilings(device, which).flops_per_second for which in (torch.bfloat16, dtype))
     return torch.bfloat16, narrow / wide
+
+
+def _most_tokens(frozen: FrozenRun) -> int:
+    """The length of the longest generation that is run, its response included."""
+    ids = (identity for shard in frozen.shards for batch in shard.batches for identity in batch)
+    tasks = (frozen.tasks[identity] for identity in ids)
+    return max((_n_tokens(task) for task in tasks if task.response_ids is None), default=0)
 
 
 def _n_tokens(task: GenerationTask) -> int:

@@ -17,7 +17,7 @@ from typing import TextIO
 
 import torch
 
-from traitscope.errors import InputError, TraitscopeError, one_line_of
+from traitscope.errors import DeviceFailedError, InputError, TraitscopeError, one_line_of
 from traitscope.run.frozen import read_frozen
 from traitscope.run.memory import held_bytes
 from traitscope.run.messages import (
@@ -84,6 +84,8 @@ def main(arguments: list[str]) -> int:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         _work(run_dir, device, jobs, outbox.tell)
+    except DeviceFailedError as error:  # another process may find the device in order
+        outbox.tell(Ending(str(error)))
     except TraitscopeError as error:
         outbox.tell(Refused(str(error), isinstance(error, InputError)))
     except Exception as error:
