@@ -122,11 +122,13 @@ def decode(
         steering: what each row is pushed by; where prompts are pushed, nothing is shared between rows.
     """
     watching = capturing(model.module, model.anatomy, bank, model.device) if bank is not None else nullcontext(None)
+    # A compiler lays weights out itself, and knows none that are packed already.
+    packed = nullcontext() if model.static_steps.wanted else model.linears.in_use()
     steering = steering or [None] * len(prompts)
     with (
         pushing(model.module, model.anatomy, steering, model.device) as pushes,
         watching as capture,
-        model.linears.in_use(),
+        packed,
     ):
         loop = DecodeLoop(
             model,
