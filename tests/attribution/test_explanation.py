@@ -18,6 +18,7 @@ from traitscope.attribution import neutral
 from traitscope.attribution.closure import check_closure
 from traitscope.attribution.explanation import Explanation, explain
 from traitscope.attribution.tree import Term
+from traitscope.captures.schema import FORMAT_VERSION
 from traitscope.model.capture import ReaderBank
 from traitscope.model.loading import LanguageModel, load_model
 from traitscope.suite.file import BASE_TEMPLATE
@@ -213,7 +214,12 @@ def _broken(run_dir: Path, folder: Path, name: str, content: bytes | None) -> Pa
     ("name", "content", "problem", "exit_code"),
     [
         ("plan.json", b"[]", "plan.json is damaged", 2),
-        ("plan.json", b'{"format_version": 4}', "plan.json is damaged: it lacks model, device", 2),
+        (
+            "plan.json",
+            f'{{"format_version": {FORMAT_VERSION}}}'.encode(),
+            "plan.json is damaged: it lacks model, device",
+            2,
+        ),
         ("vectors/planted.safetensors", b"zz", "missing or damaged", 2),
         ("vectors/planted.safetensors", None, "missing or damaged", 2),
         ("suite.yaml", b"name: other", "suite.yaml was changed since the run began", 2),
