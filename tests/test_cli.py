@@ -15,7 +15,9 @@ import yaml
 import traitscope
 from nights import write_suite
 from tiny_models import SCENARIOS
+from traitscope import cli
 from traitscope.run import night
+from traitscope.run.interruption import Interrupted
 from traitscope.traits.store import find_trait, vectors_for
 from traitscope.traits.vectors import save_vectors
 
@@ -144,6 +146,16 @@ def test_a_capture_of_one_file_says_what_failed(
     code, out, _ = command("status", run_dir)
     assert code == 1
     assert "too_long: my/2" in out
+
+
+def test_a_stopped_run_says_how_to_go_on(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_args: Any, **_kwargs: Any) -> None:
+        raise Interrupted("stopped with 3 of 5 shards to go. Go on with: traitscope run --resume runs/x")
+
+    monkeypatch.setattr(cli, "_prepared", stopped)
+    code, out, err = command("run", "overnight")
+    assert (code, out) == (130, "")
+    assert err == "stopped with 3 of 5 shards to go. Go on with: traitscope run --resume runs/x\n"
 
 
 def test_init_writes_a_suite_that_loads_and_overwrites_nothing(command: Any, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from traitscope.cli_options import (
 from traitscope.cli_report import report, report_at_end
 from traitscope.cli_traits import traits_app
 from traitscope.errors import InputError, TraitscopeError
+from traitscope.run.interruption import Interrupted
 
 if TYPE_CHECKING:
     from traitscope.run.prepare import Prepared
@@ -617,6 +618,6 @@ def main() -> None:
     except TraitscopeError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt as stop:
-        typer.echo(str(stop) or "stopped", err=True)
-        sys.exit(130)
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        sys.exit(stop.exit_code)

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(BaseException):
     """The run was stopped by its user. Exit code 130, as for any program that ends on Ctrl-C.
 
-    No ``except Exception`` may hold it: a batch that is interrupted has not failed.
+    No ``except Exception`` may hold it: a batch that is interrupted has not failed. It is no ``KeyboardInterrupt``
+    either, which the command line's library ends without a word.
     """
 
     exit_code = 130
